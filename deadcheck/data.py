@@ -1,0 +1,511 @@
+"""Turns the user's data into batches of arguments for the model."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+
+from deadcheck.entrypoint import resolve
+from deadcheck.errors import DataError, UsageError
+
+UNSIZED_LIMIT = 10_000
+"""Samples taken from data that does not say how long it is."""
+
+_SYNTHETIC_SAMPLES = 256
+_MAX_INFLATED = 4 << 30
+_MAX_RATIO = 100
+_FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
+_SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How data is cut into batches and handed to the model."""
+
+    batch_size: int = 64
+    max_samples: int | None = None
+    unpack: str = "auto"
+    """What of a batch goes to the model: auto, first, args or kwargs."""
+
+    seed: int = 0
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one sample, for ``random``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one forward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    samples: int
+
+
+@dataclass
+class Batches:
+    """Batches to run, in the order of the data. Iterate once."""
+
+    source: str
+    raw: Iterable[Any]
+    unpacker: Unpacker
+    total: int | None = None
+    """Samples to come, where that is known."""
+
+    limit: int | None = None
+    sha256: str | None = None
+    synthetic: bool = False
+    warnings: list[str] = field(default_factory=list)
+    """Grows while batches are read."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches until the data or the limit ends; DataError where the data raises."""
+        done, number = 0, 0
+        iterator = self._start()
+        while self.limit is None or done < self.limit:
+            number += 1
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+                TypeError,
+                LookupError,
+                AttributeError,
+                ArithmeticError,
+            ) as error:
+                reason = str(error).splitlines()[0] if str(error) else ""
+                raise DataError(
+                    f"{self.source} raised {type(error).__name__} at batch {number} ({reason}), after {done} samples; "
+                    "correct the loader"
+                ) from error
+            batch = self.unpacker.batch(item, self.warnings)
+            if self.limit is not None and done + batch.samples > self.limit:
+                batch = _cut(batch, self.limit - done)
+            done += batch.samples
+            yield batch
+        self._say_unsized(done)
+
+    def _start(self) -> Iterator[Any]:
+        try:
+            return iter(self.raw)
+        except Exception as error:  # the user's own iterable may raise anything
+            raise DataError(f"{self.source} cannot be iterated ({error}); give batches") from error
+
+    def _say_unsized(self, done: int) -> None:
+        if self.limit == UNSIZED_LIMIT and self.total is None:
+            self.warnings.append(
+                f"the data does not say how long it is; stopped after {done} samples (see --max-samples)"
+            )
+
+
+def sample_beside(model_path: Path) -> Path | None:
+    """Return the sample that lies beside a model (``NAME.sample.npz|pt|safetensors|npy``), or None."""
+    stem = model_path.name if model_path.is_dir() else model_path.stem
+    return next((p for suffix in _SUFFIXES if (p := model_path.with_name(stem + suffix)).is_file()), None)
+
+
+def open_data(source: object, options: DataOptions, *, forward: Callable[..., Any] | None = None) -> Batches:
+    """Open a file, a ``module:name``, ``random``, or a live object (tensor, dict, loader, dataset, iterable).
+
+    ``forward`` is the method that will take the batches; its parameters decide what ``unpack="auto"`` hands over.
+    """
+    unpacker = Unpacker(options.unpack, forward)
+    if isinstance(source, (str, Path)):
+        if str(source) == "random":
+            return _random(options, unpacker)
+        if _is_entry(str(source)):
+            named = resolve(str(source))
+            return _opened(named() if _is_factory(named) else named, str(source), options, unpacker)
+        path = Path(source)
+        return _opened(_read(path), str(source), options, unpacker, sha256=_sha256(path))
+    live: Any = source
+    live = live() if _is_factory(live) else live
+    return _opened(live, type(source).__name__, options, unpacker)
+
+
+def _is_entry(text: str) -> bool:
+    """Tell ``package.module:name`` from a path; a path that exists wins."""
+    before, colon, name = text.rpartition(":")
+    return bool(colon and before) and name.replace(".", "").isidentifier() and not Path(text).exists()
+
+
+def _is_factory(value: object) -> bool:
+    return callable(value) and not isinstance(value, (Tensor, Dataset, DataLoader)) and not hasattr(value, "__iter__")
+
+
+def _opened(
+    data: Any,
+    source: str,
+    options: DataOptions,
+    unpacker: Unpacker,
+    *,
+    sha256: str | None = None,
+    synthetic: bool = False,
+) -> Batches:
+    warnings: list[str] = []
+    raw: Iterable[Any]
+    total: int | None
+    if isinstance(data, DataLoader):
+        total, raw = _loader_length(data), data
+        if isinstance(data.sampler, RandomSampler):
+            warnings.append("the DataLoader shuffles, so sample numbers and the sample itself change between runs")
+        if data.batch_size is not None and data.batch_size != options.batch_size:
+            warnings.append(f"the DataLoader's own batch size of {data.batch_size} was used")
+    elif isinstance(data, (Tensor, np.ndarray)) or _holds_arrays(data):
+        total, raw = _array_batches(data, source, options.batch_size)
+    elif (isinstance(data, Dataset) and not isinstance(data, IterableDataset)) or _is_sequence_dataset(data):
+        total, raw = _dataset_batches(data, options.batch_size)
+    elif isinstance(data, IterableDataset):
+        total, raw = None, DataLoader(data, options.batch_size)
+    elif isinstance(data, Iterable):
+        total, raw = None, data
+    else:
+        raise DataError(
+            f"{source} is a {type(data).__name__}, not data; give a tensor, array, dict, loader, data set or iterable"
+        )
+    limit = options.max_samples
+    sized = total is not None or isinstance(data, list)
+    if limit is None and not sized:
+        limit = UNSIZED_LIMIT
+    if limit is not None and total is not None:
+        total = min(total, limit)
+    return Batches(source, raw, unpacker, total, limit, sha256, synthetic, warnings)
+
+
+def _loader_length(loader: DataLoader[Any]) -> int | None:
+    try:
+        return len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _holds_arrays(data: object) -> bool:
+    """Tell whether a dict, tuple or list is whole data to be cut, rather than a list of batches."""
+    if isinstance(data, Mapping):
+        return any(isinstance(value, (Tensor, np.ndarray)) for value in data.values())
+    if isinstance(data, tuple):
+        return any(isinstance(value, (Tensor, np.ndarray)) for value in data)
+    return False
+
+
+def _is_sequence_dataset(data: object) -> bool:
+    """Tell a map-style data set that is no subclass of Dataset."""
+    return (
+        not isinstance(data, (list, tuple, Mapping, str)) and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    )
+
+
+def _array_batches(data: Any, source: str, size: int) -> tuple[int, Iterable[Any]]:
+    arrays = [v for _, v in _leaves(data) if isinstance(v, (Tensor, np.ndarray)) and v.ndim]
+    if not arrays:
+        raise DataError(f"{source} holds single numbers only; the first axis of the data must count samples")
+    lengths = {int(array.shape[0]) for array in arrays}
+    if len(lengths) > 1:
+        shapes = ", ".join(f"{name or 'data'} {tuple(v.shape)}" for name, v in _leaves(data) if hasattr(v, "shape"))
+        raise DataError(f"the arrays in {source} differ in length along their first axis ({shapes}); make them agree")
+    total = lengths.pop()
+    return total, (_sliced(data, total, start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _dataset_batches(data: Any, size: int) -> tuple[int, Iterable[Any]]:
+    total = len(data)
+
+    def batches() -> Iterator[Any]:
+        for start in range(0, total, size):
+            yield default_collate([data[i] for i in range(start, min(start + size, total))])
+
+    return total, batches()
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def _sliced(value: Any, total: int, start: int, stop: int) -> Any:
+    """Cut everything whose first axis counts the samples."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value[start:stop] if value.ndim and value.shape[0] == total else value
+    if isinstance(value, Mapping):
+        return {key: _sliced(item, total, start, stop) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_sliced(item, total, start, stop) for item in value))
+    if isinstance(value, (list, tuple)):
+        if len(value) == total and not any(isinstance(item, (Tensor, np.ndarray)) for item in value):
+            return value[start:stop]
+        return type(value)(_sliced(item, total, start, stop) for item in value)
+    return value
+
+
+def _cut(batch: Batch, samples: int) -> Batch:
+    """Keep the first samples of a batch."""
+    return Batch(
+        _sliced(batch.args, batch.samples, 0, samples), _sliced(dict(batch.kwargs), batch.samples, 0, samples), samples
+    )
+
+
+class Unpacker:
+    """Decides which parts of a batch are arguments of the model."""
+
+    def __init__(self, mode: str, forward: Callable[..., Any] | None) -> None:
+        if mode not in ("auto", "first", "args", "kwargs"):
+            raise UsageError(f"--unpack {mode!r} is not one of auto, first, args, kwargs")
+        self.mode = mode
+        self._required, self._positional, self._names, self._any = _parameters(forward)
+        self._said: set[str] = set()
+
+    def batch(self, item: Any, warnings: list[str]) -> Batch:
+        """Return the arguments that one item of the data stands for."""
+        args, kwargs, left = self._split(_as_tensors(item))
+        if (
+            left
+            and (note := f"{', '.join(left)} of the data did not go to the model (--unpack changes that)")
+            not in self._said
+        ):
+            self._said.add(note)
+            warnings.append(note)
+        samples, is_known = _samples(args, kwargs)
+        if not is_known and "count" not in self._said:
+            self._said.add("count")
+            warnings.append("the data has no tensor whose first axis counts samples; each batch counts as one sample")
+        return Batch(args, kwargs, samples)
+
+    def _split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+        if isinstance(item, Mapping):
+            return self._split_mapping({str(key): value for key, value in item.items()})
+        if not isinstance(item, (tuple, list)) or not item:
+            return (item,), {}, []
+        if self.mode == "kwargs":
+            raise DataError("--unpack kwargs needs batches that are dicts, and these are tuples; use args or first")
+        count = 1 if self.mode == "first" else len(item) if self.mode == "args" else self._positional_count(len(item))
+        return tuple(item[:count]), {}, [f"entry {index}" for index in range(count, len(item))]
+
+    def _positional_count(self, given: int) -> int:
+        if self._any:
+            return given
+        return max(1, min(given, self._required))
+
+    def _split_mapping(self, item: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
+        if self.mode == "args":
+            return tuple(item.values()), {}, []
+        if self.mode == "kwargs":
+            return (), item, []
+        taken = {name: value for name, value in item.items() if name in self._names}
+        if self.mode == "auto" and taken:
+            return (), taken, [name for name in item if name not in taken]
+        first = next((name for name in _FIRST_NAMES if name in item), next(iter(item), None))
+        if first is None:
+            return (), {}, []
+        return (item[first],), {}, [name for name in item if name != first]
+
+
+def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset[str], bool]:
+    """Return how many arguments are required and possible, the names, and whether any number is taken."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values()) if forward is not None else []
+    except (TypeError, ValueError):
+        parameters = []
+    if not parameters:
+        return 1, 1, frozenset(), False
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    required = sum(p.default is p.empty for p in plain)
+    return required, len(plain), names, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _as_tensors(value: Any) -> Any:
+    """Turn arrays into tensors and detach; strings and other things pass."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc":
+            raise DataError(f"an array of {value.dtype} cannot go to a model; give numbers")
+        # A copy, since a memory map of a file is read-only and torch has no such thing.
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), copy=True))
+    if isinstance(value, Mapping):
+        return {key: _as_tensors(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_as_tensors, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_as_tensors, value))
+    return value
+
+
+def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return how many samples the arguments hold, and whether that is known."""
+    for _, value in chain(_leaves(list(args)), _leaves(dict(kwargs))):
+        if isinstance(value, Tensor) and value.dim():
+            return int(value.shape[0]), True
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)):
+            return len(value), True
+    return 1, False
+
+
+def _random(options: DataOptions, unpacker: Unpacker) -> Batches:
+    if options.input_shape is None:
+        raise UsageError("random data needs the shape of one sample; add --input-shape 3,32,32")
+    total = options.max_samples or _SYNTHETIC_SAMPLES
+
+    def batches() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(options.seed)
+        assert options.input_shape is not None
+        for start in range(0, total, options.batch_size):
+            yield torch.randn(min(options.batch_size, total - start), *options.input_shape, generator=generator)
+
+    note = "the inputs are random numbers: they show nothing about which units are dead on real data"
+    return Batches("random", batches(), unpacker, total, total, None, True, [note])
+
+
+# Files.
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    """Read a data file; its kind is told by its first bytes, then by its suffix."""
+    start = _first_bytes(path)
+    readers: dict[str, Callable[[Path], Any]] = {
+        "npy": _read_npy, "npz": _read_npz, "pt": _read_pt, "safetensors": _read_safetensors,
+    }  # fmt: skip
+    kind = _kind(path, start)
+    if kind is None:
+        known = "it looks like text" if start.isascii() and b"\0" not in start else "its kind is not known"
+        raise DataError(f"{path}: not data that can be read ({known}); give .npz, .npy, .pt or .safetensors")
+    return readers[kind](path)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; give a file, or file.py:name for a loader")
+        if not path.exists():
+            raise DataError(f"{path}: no such file; check the path, or give module:name for a loader")
+        if not path.is_file():
+            raise DataError(f"{path}: not a regular file; give a file")
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not start:
+        raise DataError(f"{path}: the file is empty; save the data again")
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path}: a Git LFS pointer, not the data; run 'git lfs pull'")
+    return start
+
+
+def _kind(path: Path, start: bytes) -> str | None:
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
+    if start.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return {".npz": "npz"}.get(path.suffix, "pt")
+        return "npz" if names and all(name.endswith(".npy") for name in names) else "pt"
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return "safetensors"
+    return "pt" if start[:1] == b"\x80" or (path.suffix in (".pt", ".pth") and b"\0" in start) else None
+
+
+def _numpy(load: Callable[[], Any], path: Path) -> Any:
+    try:
+        return load()
+    except ValueError as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise DataError(
+                f"{path}: holds Python objects, which need pickle and could run code; save it with a numeric dtype"
+            ) from error
+        raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
+    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError, NotImplementedError, OverflowError) as error:
+        raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
+    except (SyntaxError, TypeError, RuntimeError) as error:  # a header that is no literal, or a wrong checksum
+        raise DataError(f"{path}: damaged ({_line(error)}); save the data again") from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _read_npy(path: Path) -> Any:
+    # Mapped, so that a header claiming more than the file holds fails before anything is allocated.
+    return _numpy(lambda: np.load(path, mmap_mode="r", allow_pickle=False), path)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    def load() -> dict[str, Any]:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(info.file_size for info in archive.infolist())
+        packed = max(path.stat().st_size, 1)
+        if inflated > _MAX_INFLATED or (inflated > 256 << 20 and inflated > _MAX_RATIO * packed):
+            raise DataError(
+                f"{path}: {packed} bytes that would inflate to {inflated}, as a zip bomb does; save it as .npy instead"
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    return _numpy(load, path)  # type: ignore[no-any-return]
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: damaged safetensors ({_line(error)}); save the data again") from error
+
+
+def _read_pt(path: Path) -> Any:
+    try:
+        # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot switch it off.
+        with torch.sparse.check_sparse_tensor_invariants():
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises almost anything on damaged files
+        text = str(error)
+        if "Unsupported global" in text or "weights_only" in text.lower():
+            name = text.partition("GLOBAL ")[2].split()[0] if "GLOBAL " in text else "Python objects"
+            raise DataError(
+                f"{path}: needs {name}, which could run code, so it was not read; save tensors, dicts and lists alone"
+            ) from error
+        raise DataError(f"{path}: damaged or not saved by torch ({_line(error)}); save the data again") from error
+    if isinstance(data, Tensor) and data.layout is not torch.strided:
+        raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
+    if isinstance(data, list) and data and all(isinstance(item, Tensor) for item in data):
+        return data if len({item.shape for item in data}) > 1 or data[0].dim() == 0 else tuple(data)
+    if not isinstance(data, (Tensor, Mapping, tuple, list)):
+        raise DataError(f"{path}: holds a {type(data).__name__}, not data; save a tensor, or a dict or tuple of them")
+    if isinstance(data, Mapping) and not _holds_arrays(data):
+        raise DataError(f"{path}: the dict holds no tensors; save the inputs under their names")
+    return data

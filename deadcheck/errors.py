@@ -1,0 +1,72 @@
+"""What can go wrong, and the exit code that each failure stands for."""
+
+from enum import IntEnum, unique
+
+
+@unique
+class ExitCode(IntEnum):
+    """The process exit codes of every deadcheck command."""
+
+    PASSED = 0
+    """Measured, and no rule failed."""
+
+    FAILED = 1
+    """Measured, and a rule failed."""
+
+    ERROR = 2
+    """Could not do the job: usage, config, unreadable file, mismatch, or a crash."""
+
+    NOTHING_JUDGED = 3
+    """Nothing to judge: no activation seen, or no samples."""
+
+    REFUSED = 4
+    """Refused: reading this would need trust."""
+
+    INTERRUPTED = 130
+    """Stopped by the user."""
+
+
+class DeadcheckError(Exception):
+    """Base of every error deadcheck raises on purpose; its text says what, where, and what to do next."""
+
+    exit_code = ExitCode.ERROR
+
+
+class UsageError(DeadcheckError):
+    """The options do not fit together, or name something that does not exist."""
+
+
+class ConfigError(DeadcheckError):
+    """A configuration file is wrong."""
+
+
+class ModelFileError(DeadcheckError):
+    """The model file cannot be read as anything deadcheck knows."""
+
+
+class ArchitectureError(DeadcheckError):
+    """The architecture cannot be built, or does not fit the weights."""
+
+
+class DataError(DeadcheckError):
+    """The data cannot be read, or does not suit the model."""
+
+
+class ForwardError(DeadcheckError):
+    """The model's own forward pass raised."""
+
+
+class ProbeError(DeadcheckError):
+    """The probe was misused, by nesting two of them for example."""
+
+
+class NothingMeasured(DeadcheckError):
+    """There was nothing to measure."""
+
+    exit_code = ExitCode.NOTHING_JUDGED
+
+
+class TrustRequired(DeadcheckError):
+    """Reading the file would need trust that was not given."""
+
+    exit_code = ExitCode.REFUSED

@@ -1,0 +1,50 @@
+"""What every model format takes and gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from deadcheck.sites import ModelIdentity
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the user said about reading a model; trust comes from here and from nowhere else."""
+
+    arch: str | None = None
+    """Code that builds the model: ``package.module:factory`` or ``file.py:factory``."""
+
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    """Keyword arguments for the factory."""
+
+    allow_classes: tuple[str, ...] = ()
+    """Classes of the user's environment that a pickled model may use, as ``package.Net``."""
+
+    key: str | None = None
+    """Entry of a checkpoint that holds the model or its weights; dots go deeper."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run."""
+
+    module: nn.Module
+    identity: ModelIdentity
+    warnings: tuple[str, ...] = ()
+    """What had to be done to read it, one sentence each."""
+
+
+def identity_of(
+    path: Path, format_name: str, read: str, *, arch: str | None = None, prefix: str | None = None
+) -> ModelIdentity:
+    """Return who a model file is: path, digest, size, and how it was read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return ModelIdentity(str(path), digest.hexdigest(), path.stat().st_size, format_name, read, arch, prefix)

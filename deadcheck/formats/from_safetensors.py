@@ -1,0 +1,22 @@
+"""Reads weights from a safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from deadcheck.errors import ModelFileError
+from deadcheck.formats.base import LoadedModel, LoadOptions
+from deadcheck.formats.from_state_dict import load_weights
+
+
+def open_safetensors(path: Path, options: LoadOptions) -> LoadedModel:
+    """Read the weights and load them into the model that ``--arch`` builds."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(f"{path}: damaged safetensors ({reason}); save or download the model again") from error
+    return load_weights(path, state, options, "safetensors")

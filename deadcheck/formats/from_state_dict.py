@@ -1,0 +1,149 @@
+"""Loads weights into a model that the user's own code builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from deadcheck.entrypoint import build
+from deadcheck.errors import ArchitectureError, UsageError
+from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
+from deadcheck.formats.inert import Inert
+
+_WRAPPERS = ("module.", "_orig_mod.")
+_OPTIMISER = ("param_groups", "state")
+
+
+def load_weights(path: Path, state: Mapping[str, Tensor], options: LoadOptions, format_name: str) -> LoadedModel:
+    """Build the architecture and load the weights into it, every key and shape agreeing."""
+    if options.arch is None:
+        raise UsageError(
+            f"{path}: holds weights only ({len(state)} tensors), and a scan needs the code that runs them; "
+            "add --arch package.module:factory or --arch file.py:factory"
+        )
+    model = build(options.arch, options.arch_args)
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            f"--arch {options.arch} gave a {type(model).__name__}, not a torch.nn.Module; name the factory of the model"
+        )
+    fitted, stripped, notes = _fitted(dict(state), set(model.state_dict()))
+    _check(path, fitted, model, options.arch)
+    model.load_state_dict(fitted, strict=True)
+    identity = identity_of(path, format_name, "arch", arch=options.arch, prefix=stripped)
+    return LoadedModel(model, identity, tuple(notes))
+
+
+def weights_in(path: Path, data: Any, key: str | None) -> tuple[Any, list[str]]:
+    """Return the entry of a checkpoint that holds weights or a whole module, and what was met beside it."""
+    if key is not None:
+        return _entry(path, data, key), []
+    if not isinstance(data, Mapping) or _is_weights(data):
+        return data, []
+    found = {str(name): value for name, value in data.items() if _is_weights(value) or _is_module(value)}
+    strays = sorted({name for value in data.values() for name in _stray(value)})
+    notes = [f"{name} in the checkpoint was left unread, as it is no weight" for name in strays[:5]]
+    if len(found) == 1:
+        name, value = next(iter(found.items()))
+        return value, [f"the weights were taken from the entry {name!r}", *notes]
+    if not found:
+        raise UsageError(
+            f"{path}: no entry of it looks like weights (it holds {_named(data)}); name the entry with --key"
+        )
+    raise UsageError(f"{path}: several entries hold weights ({', '.join(sorted(found))}); choose one with --key")
+
+
+def _entry(path: Path, data: Any, key: str) -> Any:
+    value = data
+    for part in [key] if isinstance(data, Mapping) and key in data else key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise UsageError(f"{path}: has no entry {key!r}; it holds {_named(value)}")
+        value = value[part]
+    if not (_is_weights(value) or _is_module(value)):
+        raise UsageError(f"{path}: the entry {key!r} holds no weights; the file holds {_named(data)}")
+    return value
+
+
+def _named(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return f"a {type(value).__name__}"
+    names = [str(name) for name in value]
+    return ", ".join(repr(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _is_weights(value: Any) -> bool:
+    """Tell a state dict: names to tensors, most of all; an optimiser's state is none."""
+    if not isinstance(value, Mapping) or not value or all(name in value for name in _OPTIMISER):
+        return False
+    tensors = sum(isinstance(item, Tensor) for item in value.values())
+    return all(isinstance(name, str) for name in value) and tensors * 2 > len(value)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Inert) and isinstance(value.inert_state, dict) and "_parameters" in value.inert_state
+
+
+def _stray(value: Any) -> list[str]:
+    if isinstance(value, Inert):
+        return [value.inert_name]
+    if isinstance(value, type) and issubclass(value, Inert):
+        return [value.inert_name]
+    return []
+
+
+def _fitted(state: dict[str, Any], wanted: set[str]) -> tuple[dict[str, Any], str | None, list[str]]:
+    """Strip wrappers' prefixes where that makes the keys those of the model."""
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in wanted}
+    if set(state) == wanted:
+        return state, None, []
+    steps: list[tuple[str, Callable[[str], str]]] = [
+        ("_orig_mod.", lambda name: name.replace("_orig_mod.", "")),
+        ("module.", lambda name: name.removeprefix("module.")),
+    ]
+    stripped = []
+    for prefix, strip in steps:
+        changed = [name for name in state if strip(name) != name]
+        usable = len(changed) == len(state) if prefix == "module." else bool(changed)
+        if usable and not any(name.startswith(prefix) or f".{prefix}" in name for name in wanted):
+            state = {strip(name): value for name, value in state.items()}
+            stripped.append(prefix)
+    common = _common_prefix(state)
+    if common and set(state) != wanted:
+        shorter = {name.removeprefix(common): value for name, value in state.items()}
+        if set(shorter) == wanted:
+            state = shorter
+            stripped.append(common)
+    notes = [f"the prefix {prefix!r} was stripped from the names of the weights" for prefix in stripped]
+    return state, "".join(stripped) or None, notes
+
+
+def _common_prefix(state: Mapping[str, Any]) -> str:
+    heads = {name.partition(".")[0] for name in state if "." in name}
+    return f"{heads.pop()}." if len(heads) == 1 and all("." in name for name in state) else ""
+
+
+def _check(path: Path, state: Mapping[str, Any], model: nn.Module, arch: str) -> None:
+    own = model.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    misshaped = [
+        f"{name!r} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name in sorted(set(own) & set(state))
+        if isinstance(own[name], Tensor) and hasattr(state[name], "shape") and own[name].shape != state[name].shape
+    ]
+    lines = [
+        f"{len(items)} {what}: {', '.join(items[:3])}{', …' if len(items) > 3 else ''}"
+        for items, what in (
+            ([repr(name) for name in missing], "missing from the file"),
+            ([repr(name) for name in unexpected], "unexpected in the file"),
+            (misshaped, "of another shape"),
+        )
+        if items
+    ]
+    if lines:
+        raise ArchitectureError(
+            f"{path}: the weights do not fit --arch {arch}:\n  "
+            + "\n  ".join(lines)
+            + "\n  check the factory and its --arch-arg, or choose another entry with --key"
+        )

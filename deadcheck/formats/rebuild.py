@@ -1,0 +1,236 @@
+"""Rebuilds real modules from an inert tree, for classes of torch.nn and those the user allowed."""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deadcheck.entrypoint import resolve
+from deadcheck.errors import TrustRequired, UsageError
+from deadcheck.formats.inert import Inert
+
+_MAX_DEPTH = 100
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, torch.layout)
+_HOOKS = ("_hooks", "_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+_WRAPPERS = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
+_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+
+
+def _torch_classes() -> dict[str, type[nn.Module]]:
+    """Return every module class of torch.nn by its full name."""
+    found: dict[str, type[nn.Module]] = {}
+    queue: list[type[nn.Module]] = [nn.Module]
+    while queue:
+        cls = queue.pop()
+        if cls.__module__.startswith("torch.nn.modules."):
+            found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        queue += cls.__subclasses__()
+    return found
+
+
+CLASSES = _torch_classes()
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        f"torch.nn.functional.{name}": getattr(F, name)
+        for name in ("relu", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "relu6", "tanh", "sigmoid", "mish",
+                     "hardtanh", "hardswish", "hardsigmoid", "softplus", "logsigmoid", "softmax")
+    },
+    **{f"torch._C._nn.{name}": getattr(torch._C._nn, name) for name in ("gelu", "softplus", "log_sigmoid")},
+    **{f"torch.{name}": getattr(torch, name) for name in ("relu", "tanh", "sigmoid", "selu", "celu")},
+    **{f"torch._VF.{name}": getattr(torch, name) for name in ("relu", "tanh", "sigmoid")},
+}  # fmt: skip
+"""Functions that modules of torch.nn keep as attributes."""
+
+
+class Rebuilder:
+    """Turns stand-ins into modules; every refusal names what it met and where."""
+
+    def __init__(self, source: str, allowed: tuple[str, ...] = ()) -> None:
+        self.source = source
+        self.allowed = allowed
+        self.warnings: list[str] = []
+        self._built: dict[int, Any] = {}
+        self._running: set[int] = set()
+
+    def module(self, inert: Inert, path: str = "", depth: int = 0) -> nn.Module:
+        """Rebuild a module and all below it; shared ones stay shared."""
+        if id(inert) in self._running:
+            raise self._refusal(path, "holds itself, which no model does")
+        if id(inert) in self._built:
+            known: nn.Module = self._built[id(inert)]
+            return known
+        if depth > _MAX_DEPTH:
+            raise self._refusal(path, f"is nested more than {_MAX_DEPTH} modules deep")
+        self._running.add(id(inert))
+        built = self._wrapped(inert, path, depth) or self._one(inert, path, depth)
+        self._running.discard(id(inert))
+        self._built[id(inert)] = built
+        return built
+
+    def _wrapped(self, inert: Inert, path: str, depth: int) -> nn.Module | None:
+        """Return the module inside a data-parallel or compiled wrapper."""
+        inner = "module" if inert.inert_name in _WRAPPERS else "_orig_mod" if inert.inert_name == _COMPILED else None
+        if inner is None:
+            return None
+        modules = inert.inert_state.get("_modules") if isinstance(inert.inert_state, dict) else None
+        child = modules.get(inner) if isinstance(modules, Mapping) else None
+        if not isinstance(child, Inert):
+            raise self._refusal(path, f"is a {inert.inert_name} without a module in it")
+        self.warnings.append(f"the model inside {inert.inert_name.rpartition('.')[2]} was read")
+        return self.module(child, path, depth + 1)
+
+    def _one(self, inert: Inert, path: str, depth: int) -> nn.Module:
+        cls = self._class(inert, path)
+        if not issubclass(cls, nn.Module):
+            raise self._refusal(path, f"is a {inert.inert_name}, which is no module")
+        if inert.inert_args:
+            raise self._refusal(path, f"calls {inert.inert_name} with arguments, which torch.save never writes")
+        state = inert.inert_state
+        if not isinstance(state, dict) or not all(type(key) is str for key in state):
+            raise self._refusal(path, "has a state that is no dict of names")
+        built: nn.Module = cls.__new__(cls)
+        nn.Module.__init__(built)
+        clean = {name: self._attribute(cls, name, value, path, depth) for name, value in state.items()}
+        for table in ("_parameters", "_buffers", "_modules"):
+            clean.setdefault(table, {})
+        built.__setstate__(clean)
+        return built
+
+    def _class(self, inert: Inert, path: str) -> Any:
+        name = inert.inert_name
+        if name in CLASSES:
+            return CLASSES[name]
+        if name in self.allowed:
+            module, _, attribute = name.rpartition(".")
+            if module == "__main__":
+                raise UsageError(
+                    f"{self.source}: {name} was defined in a script, so it cannot be imported; "
+                    f"build it with --arch file.py:{attribute}"
+                )
+            return resolve(f"{module}:{attribute}")
+        raise TrustRequired(needs_class(self.source, name))
+
+    def _attribute(self, cls: type, name: str, value: Any, path: str, depth: int) -> Any:
+        where = f"{path}.{name}" if path else name
+        if name == "_modules":
+            return self._children(value, path, depth)
+        if name in ("_parameters", "_buffers"):
+            return self._tensors(name, value, where)
+        if name.endswith(_HOOKS) or name == "_forward_hooks_always_called":
+            if value:
+                raise self._refusal(where, "is a hook, which would run code of the file")
+            return OrderedDict()
+        shadowed = getattr(cls, name, None)
+        if name.startswith("__") or callable(shadowed) or isinstance(shadowed, property):
+            raise self._refusal(where, "takes the place of a method, so the file would change what the model does")
+        return self.plain(value, where)
+
+    def _children(self, value: Any, path: str, depth: int) -> dict[str, nn.Module | None]:
+        if not isinstance(value, Mapping):
+            raise self._refusal(path, "has children that are no dict")
+        children: dict[str, nn.Module | None] = OrderedDict()
+        for name, child in value.items():
+            where = f"{path}.{name}" if path else str(name)
+            if child is not None and not isinstance(child, Inert):
+                raise self._refusal(where, f"is a {type(child).__name__} where a module must stand")
+            children[str(name)] = None if child is None else self.module(child, where, depth + 1)
+        return children
+
+    def _tensors(self, table: str, value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._refusal(where, "is no dict")
+        wanted = nn.Parameter if table == "_parameters" else Tensor
+        for name, tensor in value.items():
+            if tensor is not None and not isinstance(tensor, wanted):
+                raise self._refusal(f"{where}.{name}", f"is a {type(tensor).__name__} where a tensor must stand")
+        return OrderedDict(value)
+
+    def plain(self, value: Any, where: str, depth: int = 0) -> Any:
+        """Return an attribute that is plain data, a tensor, a known function, or of an allowed class."""
+        if depth > 32:
+            raise self._refusal(where, "is nested too deeply")
+        if isinstance(value, (*_PLAIN, Tensor)):
+            return value
+        if isinstance(value, type) and issubclass(value, Inert):
+            if value.inert_name in FUNCTIONS:
+                return FUNCTIONS[value.inert_name]
+            raise self._refusal(
+                where, f"holds {value.inert_name}, a function or class that is not known to be harmless"
+            )
+        if isinstance(value, Inert):
+            return self._object(value, where, depth)
+        if id(value) in self._built:
+            return self._built[id(value)]
+        if type(value) in (list, tuple, set):
+            built: Any = type(value)(self.plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value))
+        elif type(value) in (dict, OrderedDict):
+            built = type(value)((key, self.plain(item, f"{where}[{key!r}]", depth + 1)) for key, item in value.items())
+        else:
+            raise self._refusal(where, f"is a {type(value).__name__}, which is no plain value")
+        self._built[id(value)] = built
+        return built
+
+    def _object(self, inert: Inert, where: str, depth: int) -> Any:
+        name = inert.inert_name
+        if name in CLASSES:
+            return self.module(inert, where, depth + 1)
+        if name not in self.allowed:
+            raise TrustRequired(needs_class(self.source, name))
+        cls = self._class(inert, where)
+        if isinstance(cls, type) and issubclass(cls, nn.Module):
+            return self.module(inert, where, depth + 1)
+        if isinstance(cls, type) and issubclass(cls, enum.Enum):
+            return cls(*inert.inert_args)
+        built = cls.__new__(cls)
+        state = inert.inert_state if isinstance(inert.inert_state, dict) else {}
+        for key, item in state.items():
+            object.__setattr__(built, str(key), self.plain(item, f"{where}.{key}", depth + 1))
+        return built
+
+    def _refusal(self, where: str, what: str) -> TrustRequired:
+        return TrustRequired(f"{self.source}: {where or 'the model'} {what}; nothing was run; do not load this file")
+
+
+def needs_class(source: str, name: str) -> str:
+    """Say that a file needs the user's class, and what to type."""
+    module, _, attribute = name.rpartition(".")
+    if module == "__main__":
+        return (
+            f"{source}: holds an object of {name}, a class of the script that saved it; give the code that builds the "
+            f"model: --arch file.py:{attribute}"
+        )
+    return (
+        f"{source}: holds an object of {name}, and a class is code; give the code that builds the model "
+        f"(--arch {module}:{attribute}), or allow this class of your environment: --allow-class {name}"
+    )
+
+
+def state_of(inert: Inert) -> dict[str, Tensor]:
+    """Return the state dict of an inert module tree, without building any module."""
+    out: dict[str, Tensor] = {}
+    queue: list[tuple[Inert, str]] = [(inert, "")]
+    met: set[tuple[int, str]] = set()
+    while queue and len(met) < 1_000_000:
+        node, prefix = queue.pop()
+        state = node.inert_state
+        if (id(node), prefix) in met or not isinstance(state, dict) or prefix.count(".") > _MAX_DEPTH:
+            continue
+        met.add((id(node), prefix))
+        transient = state.get("_non_persistent_buffers_set") or ()
+        for table in ("_parameters", "_buffers"):
+            for name, tensor in _items(state.get(table)):
+                if isinstance(tensor, Tensor) and name not in transient:
+                    out[f"{prefix}{name}"] = tensor
+        queue += [(c, f"{prefix}{n}.") for n, c in _items(state.get("_modules")) if isinstance(c, Inert)]
+    return out
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return [(str(key), item) for key, item in value.items()] if isinstance(value, Mapping) else []

@@ -1,0 +1,290 @@
+"""Joins the stages into the verbs of the library."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from deadcheck import data as data_module
+from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
+from deadcheck.config import Config, ScanSettings, Thresholds
+from deadcheck.data import Batches, DataOptions
+from deadcheck.diagnosis import Diagnosis, diagnose
+from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
+from deadcheck.formats import LoadedModel, LoadOptions, open_model
+from deadcheck.preserve import eval_mode, preserved
+from deadcheck.probe import Probe
+from deadcheck.sites import DataIdentity, Environment, Measurement, ModelIdentity, SiteStats, Skipped
+
+Progress = Callable[[int, "int | None"], None]
+"""Called after each batch with the samples done and the samples to come (None when unknown)."""
+
+
+def scan(
+    model: nn.Module | str | Path,
+    data: object = None,
+    *,
+    batch_size: int = 64,
+    max_samples: int | None = None,
+    unpack: str = "auto",
+    device: str | None = None,
+    seed: int = 0,
+    gates: bool = False,
+    units: Mapping[str, int] | Sequence[tuple[str, int]] = (),
+    call: str = "forward",
+    allow_nonfinite: bool = False,
+    thresholds: Thresholds | None = None,
+    load: LoadOptions | None = None,
+) -> Diagnosis:
+    """Measure every activation of a model on data and judge every unit.
+
+    ``model`` is a module or the path of a saved one (``load`` says how to read it). ``data`` is a tensor, array, dict
+    of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts samples. The model
+    is left exactly as it was. ``units`` maps a pattern of site keys or module paths to the axis that holds the units.
+
+    Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
+    ModelFileError, TrustRequired.
+    """
+    pairs = tuple(units.items()) if isinstance(units, Mapping) else tuple(units)
+    settings = ScanSettings(
+        batch_size=batch_size,
+        max_samples=max_samples,
+        unpack=unpack,
+        device=device or "cpu",
+        seed=seed,
+        gates=gates,
+        units=pairs,
+        call=call,
+        allow_nonfinite=allow_nonfinite,
+    )
+    if isinstance(model, nn.Module):
+        loaded = LoadedModel(model, ModelIdentity(None, None, None, "object", "object"), ())
+        settings = replace(settings, device=device or str(_device_of(model)))
+    else:
+        loaded = open_model(Path(model), load or LoadOptions())
+        loaded.module.to(_device(settings.device))
+    batches = open_data(data, settings, loaded)
+    return diagnose(measure(loaded, batches, settings), thresholds or Thresholds())
+
+
+def scan_file(path: Path, load: LoadOptions, config: Config, progress: Progress | None = None) -> Diagnosis:
+    """Scan a saved model as the command line does."""
+    loaded = open_model(path, load)
+    loaded.module.to(_device(config.scan.device))
+    batches = open_data(config.scan.data, config.scan, loaded)
+    return diagnose(measure(loaded, batches, config.scan, progress), config.thresholds)
+
+
+def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Batches:
+    """Open the data that was named, or the sample beside the model."""
+    if source is None:
+        path = loaded.identity.path
+        source = data_module.sample_beside(Path(path)) if path else None
+        if source is None:
+            beside = f" and none lies beside it ({Path(path).stem}.sample.npz)" if path else ""
+            raise UsageError(
+                f"no data was given{beside}; add --data FILE (.npz, .npy, .pt, .safetensors) or "
+                "--data package.module:loader, a sample of what the model was trained on"
+            )
+    options = DataOptions(
+        batch_size=settings.batch_size,
+        max_samples=settings.max_samples,
+        unpack=settings.unpack,
+        seed=settings.seed,
+        input_shape=settings.input_shape,
+    )
+    return data_module.open_data(source, options, forward=_entry(loaded.module, settings.call))
+
+
+def measure(
+    loaded: LoadedModel, batches: Batches, settings: ScanSettings, progress: Progress | None = None
+) -> Measurement:
+    """Run the data through the model and count at every site; the model is left as it was."""
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    model, notes = _runnable(loaded.module)
+    run = _Run(model, settings)
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        stack.enter_context(eval_mode(model))
+        torch.manual_seed(settings.seed)
+        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units))
+        run.through(batches, probe, progress)
+        stats, skipped = probe.stats(), probe.skipped()
+    if not run.samples:
+        raise NothingMeasured(f"the data ({batches.source}) holds no samples, so nothing was measured; give it some")
+    if not stats:
+        raise NothingMeasured(_no_activation(run.samples, skipped))
+    return Measurement(
+        model=loaded.identity,
+        data=DataIdentity(batches.source, batches.sha256, run.samples, batches.synthetic),
+        env=Environment(torch.__version__, settings.device, run.dtype, seed=settings.seed),
+        sites=stats,
+        skipped=skipped,
+        inputs=run.inputs.summaries(),
+        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *_guesses(stats)),
+        output_constant=run.outputs.constant,
+        seconds=time.perf_counter() - clock,
+        started=started.isoformat(timespec="seconds"),
+    )
+
+
+class _Run:
+    """One pass over the data."""
+
+    def __init__(self, model: nn.Module, settings: ScanSettings) -> None:
+        self.entry = model if settings.call == "forward" else _entry(model, settings.call)
+        self.settings = settings
+        self.samples = 0
+        self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
+        self.outputs = OutputWatch()
+        self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._cast: set[str] = set()
+
+    @property
+    def dtype(self) -> str:
+        """Floating type of the model's weights."""
+        return str(self._floats or torch.get_default_dtype()).removeprefix("torch.")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was done to the data on its way in."""
+        return tuple(f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast))
+
+    def through(self, batches: Batches, probe: Probe, progress: Progress | None) -> None:
+        """Run every batch through the model."""
+        for batch in batches:
+            if not batch.samples:
+                continue
+            args, kwargs = self._placed(batch.args), self._placed(dict(batch.kwargs))
+            self.inputs.see(args, kwargs, samples=batch.samples, first_sample=self.samples)
+            try:
+                with probe.batch(args, kwargs, samples=batch.samples, first_sample=self.samples):
+                    output = self.entry(*args, **kwargs)
+                    with probe.aside():
+                        self.outputs.see(output, samples=batch.samples)
+            except DeadcheckError:
+                raise
+            except Exception as error:  # the model's own code runs here, and may raise anything
+                raise ForwardError(_explained(error, probe, args, kwargs, self.samples)) from error
+            self.samples += batch.samples
+            if progress is not None:
+                progress(self.samples, batches.total)
+
+    def _placed(self, value: Any) -> Any:
+        """Move tensors to the device, and floating ones to the model's own floating type."""
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and self._floats is not None and value.dtype != self._floats:
+                self._cast.add(str(value.dtype).removeprefix("torch."))
+                return value.to(self.settings.device, self._floats)
+            return value.to(self.settings.device)
+        if isinstance(value, dict):
+            return {key: self._placed(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self._placed(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside data-parallel and compiled wrappers."""
+    while type(module).__name__ in _WRAPPERS:
+        inner = module._modules.get(_WRAPPERS[type(module).__name__])
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return the module to run, and what has to be said about that."""
+    model = _unwrapped(module)
+    notes = [] if model is module else [f"the model inside {type(module).__name__} was measured"]
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        notes.append("the model has lazy layers without weights: a copy with random ones was measured")
+        model = copy.deepcopy(model)
+    return model, notes
+
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
+    inner = _unwrapped(module)
+    entry = getattr(inner, call, None)
+    if not callable(entry):
+        raise UsageError(f"the model ({type(inner).__name__}) has no method {call!r} to call; name one with --call")
+    return entry  # type: ignore[no-any-return]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.zeros(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensor = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _guesses(stats: Sequence[SiteStats]) -> Iterator[str]:
+    for site in (s.site for s in stats):
+        if site.axis_from == "guess":
+            yield (
+                f"{site.key}: nothing told which axis holds the units; axis {site.axis} was guessed "
+                f"(set it with --units '{site.key}=AXIS')"
+            )
+        if site.samples_from == "call":
+            yield (
+                f"{site.key}: its values could not be told apart by sample, so each batch counts as one sample "
+                "(--batch-size 1 makes that exact)"
+            )
+
+
+def _no_activation(samples: int, skipped: Sequence[Skipped]) -> str:
+    seen = ", ".join(sorted({item.what for item in skipped})[:5])
+    hint = f"; not measured: {seen}" if seen else ""
+    return f"no activation ran in {samples} samples, so there is nothing to judge{hint}; is this the model you meant?"
+
+
+def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:
+    """Say where a forward pass failed, on what input, and what that place expected."""
+    path, module = probe.failure
+    given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    expected = next(
+        (
+            f"; {name}={getattr(module, name)} is what that layer expects"
+            for name in _EXPECTS
+            if isinstance(getattr(module, name, None), (int, tuple))
+        ),
+        "",
+    )
+    where = f"{path} ({type(module).__name__})" if path else type(module).__name__
+    return (
+        f"the forward pass failed in {where} at sample {sample}, given {given or 'no tensors'}{expected}: {reason}; "
+        "check the shape and type of the data (one sample along the first axis)"
+    )
+
+
+_EXPECTS = (
+    "in_features",
+    "in_channels",
+    "num_features",
+    "num_channels",
+    "normalized_shape",
+    "input_size",
+    "num_embeddings",
+)

@@ -1,0 +1,140 @@
+"""Puts a model and torch's global state back as they were, after an exception too."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (list, dict, set, deque)
+
+_fast_path_lock = threading.Lock()
+_fast_path_users = 0
+_fast_path_was = True
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore every module's attributes, buffers and training flag, and the random state, on leaving.
+
+    Buffers and tensor attributes are cloned; parameters are not, since a forward pass has no business with them.
+    """
+    held = [(module, _Snapshot(module)) for module in model.modules()]
+    randomness = _Randomness()
+    try:
+        yield
+    finally:
+        randomness.restore()
+        for module, snapshot in held:
+            snapshot.restore(module)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode, setting each flag itself: ``train()`` may be overridden and do more than that."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            if module.training:
+                module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            # ``model.train(flag)`` would unfreeze a layer that the user had put in eval on its own.
+            if module.training != training:
+                module.training = training
+
+
+@contextmanager
+def transformer_fast_path_off() -> Iterator[None]:
+    """Keep encoder layers from running as one fused operator, which hides the activation inside.
+
+    The switch is process-wide, so scans in several threads share one turn of it.
+    """
+    global _fast_path_users, _fast_path_was
+    with _fast_path_lock:
+        if _fast_path_users == 0:
+            _fast_path_was = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _fast_path_users += 1
+    try:
+        yield
+    finally:
+        with _fast_path_lock:
+            _fast_path_users -= 1
+            if _fast_path_users == 0:
+                torch.backends.mha.set_fastpath_enabled(_fast_path_was)
+
+
+class _Snapshot:
+    """What a module's own attributes held; containers and tensors by value, the rest by identity."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = dict(vars(module))
+        self.contents = {
+            name: value.copy() for name, value in self.attributes.items() if isinstance(value, _CONTAINERS)
+        }
+        tensors = [*module._buffers.values(), *(v for v in self.attributes.values() if isinstance(v, Tensor))]
+        for value in self.contents.values():
+            items = value.values() if isinstance(value, dict) else value
+            tensors += [item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter)]
+        self.tensors = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _distinct(tensors)]
+
+    def restore(self, module: nn.Module) -> None:
+        own = vars(module)
+        for name in [name for name in own if name not in self.attributes]:
+            del own[name]
+        own.update((name, value) for name, value in self.attributes.items() if own.get(name) is not value)
+        for name, content in self.contents.items():
+            _refill(self.attributes[name], content)
+        with torch.no_grad():
+            for tensor, version, value in self.tensors:
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def _distinct(tensors: list[Any]) -> list[Tensor]:
+    strided = [t for t in tensors if isinstance(t, Tensor) and not t.is_inference() and t.device.type != "meta"]
+    return list({id(tensor): tensor for tensor in strided}.values())
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Put a container's items back, in place, if they are no longer the same objects."""
+    if isinstance(container, dict):
+        same = container.keys() == content.keys() and all(container[key] is content[key] for key in content)
+        if not same:
+            container.clear()
+            container.update(content)
+    elif isinstance(container, set):
+        if container != content:
+            container.clear()
+            container.update(content)
+    elif len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
+        container.clear()
+        container.extend(content)
+
+
+class _Randomness:
+    """The states of every random generator that a forward pass could draw from."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self.numpy = numpy.random.get_state() if numpy is not None else None
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)

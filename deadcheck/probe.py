@@ -1,0 +1,535 @@
+"""The instrument: sees every activation operator of a running model, names its site and counts its values."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deadcheck import activations, flows
+from deadcheck.activations import Activation
+from deadcheck.boundary import tensors_in
+from deadcheck.errors import ProbeError
+from deadcheck.layout import (
+    Axes,
+    Feed,
+    Flow,
+    Known,
+    Plan,
+    Weight,
+    at_axis,
+    demote,
+    fresh,
+    guessed,
+    plan,
+    positions,
+    units,
+)
+from deadcheck.preserve import transformer_fast_path_off
+from deadcheck.sites import Site, SiteStats, Skipped
+from deadcheck.stats import SiteCounter
+from deadcheck.suspects import Suspects
+
+_OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
+_HIDES_ACTIVATION = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")
+
+_running = threading.local()
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What makes two activation calls the same site."""
+
+    module: str
+    activation: str
+    weights: tuple[str, ...]
+    offset: int
+    units: int
+    turn: int
+    """Which of several calls on the very same values this is, in order of their places in the code."""
+
+
+@dataclass
+class _SiteRecord:
+    signature: _Signature
+    activation: Activation
+    counter: SiteCounter
+    fed_by: tuple[str, ...]
+    axis: int
+    axis_from: str
+    samples_from: str = "batch"
+    is_module: bool = False
+    key: str = ""
+
+
+@dataclass
+class _Batch:
+    """What is known only while one forward pass runs."""
+
+    samples: int
+    known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
+    serial: int = 0
+    places: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
+    suspects: Suspects = field(default_factory=Suspects)
+    ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
+    """The exception being handled around the scan, if any: not one of the model's."""
+
+
+class Probe:
+    """Context manager that measures every activation of ``model`` while its forward passes run inside ``batch()``.
+
+    One probe at a time in a thread (a second raises ProbeError); probes on different models in different threads
+    do not disturb one another.
+
+        with Probe(model) as probe:
+            with probe.batch((x,), {}, samples=len(x), first_sample=0):
+                model(x)
+        stats = probe.stats()
+    """
+
+    def __init__(
+        self, model: nn.Module, *, gates: bool = False, unit_axes: Sequence[tuple[str, int]] = (), device: Any = None
+    ) -> None:
+        self.model = model
+        self.gates = gates
+        self.unit_axes = tuple(unit_axes)
+        self._names, self._aliases = _module_names(model)
+        self._weights, self._holders = _weights(model, self._names)
+        self._sites: dict[_Signature, _SiteRecord] = {}
+        self._skipped: dict[tuple[str, str], Skipped] = {}
+        self._ran: set[str] = set()
+        self._stack: list[nn.Module] = []
+        self._scratch: dict[str, Tensor] = {}
+        self._rules: dict[Any, tuple[str, Any, Any]] = {}
+        self._batch: _Batch | None = None
+        self._observing = False
+        self._failure: tuple[str, nn.Module] | None = None
+        self._thread = threading.get_ident()
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Probe:
+        if getattr(_running, "probe", None) is not None:
+            raise ProbeError("a probe is already running in this thread; scan one model at a time")
+        with ExitStack() as stack:
+            _running.probe = self
+            stack.callback(setattr, _running, "probe", None)
+            self._thread = threading.get_ident()
+            stack.enter_context(transformer_fast_path_off())
+            for handle in (
+                torch_module.register_module_forward_pre_hook(self._enter_module),
+                torch_module.register_module_forward_hook(self._leave_module, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit.close()
+
+    @contextmanager
+    def batch(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, samples: int, first_sample: int
+    ) -> Iterator[None]:
+        """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on."""
+        self._batch = _Batch(samples)
+        self._failure = None
+        self._stack.clear()
+        for _, tensor in tensors_in([args, kwargs]):
+            self._learn(tensor, Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),)))
+        try:
+            with torch.no_grad(), _Mode(self):
+                yield
+            for record in self._sites.values():
+                record.counter.finish_batch(first_sample)
+        finally:
+            self._batch = None
+
+    @property
+    def failure(self) -> tuple[str, nn.Module]:
+        """Path and module that ran when the forward pass raised; the model itself where it is not known."""
+        return self._failure or ("", self.model)
+
+    def stats(self) -> tuple[SiteStats, ...]:
+        """Return what was counted, a record per site, in the order in which the sites first ran."""
+        records = [record for record in self._sites.values() if record.counter.samples]
+        _name(records)
+        return tuple(record.counter.freeze(self._site(record)) for record in records)
+
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return what ran and was not measured, and what never ran."""
+        return (*self._skipped.values(), *self._never_ran())
+
+    def _site(self, record: _SiteRecord) -> Site:
+        module = record.signature.module
+        return Site(
+            key=record.key,
+            module=module,
+            activation=record.activation.name,
+            family=record.activation.family,
+            fed_by=record.fed_by,
+            axis=record.axis,
+            axis_from=record.axis_from,
+            units=record.signature.units,
+            aliases=self._aliases.get(module, ()),
+            samples_from=record.samples_from,
+        )
+
+    # Which module runs.
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if self._batch is not None and threading.get_ident() == self._thread:
+            self._stack.append(module)
+            self._ran.add(self._names.get(module, ""))
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._batch is None or threading.get_ident() != self._thread or module not in self._stack:
+            return
+        raised = sys.exc_info()[1]
+        if raised is not None and raised is not self._batch.ambient:
+            self._failure = self._failure or (self._path(), self._stack[-1])
+        elif type(module) in activations.GATED:
+            self._see_recurrent(module, args, output)
+        while self._stack and self._stack.pop() is not module:
+            pass
+
+    def _path(self) -> str:
+        for module in reversed(self._stack):
+            if module in self._names:
+                return self._names[module]
+        return ""
+
+    def _in_activation_module(self) -> bool:
+        """Tell whether the module that runs is an activation itself, so that its path names the site."""
+        if not self._stack:
+            return False
+        return isinstance(self._stack[-1], activations.MODULES) or (
+            type(self._stack[-1]) in activations.GATED and not self.gates
+        )
+
+    def _in_gated(self) -> bool:
+        return any(type(module) in activations.GATED for module in self._stack)
+
+    # What every operator does to what is known of its tensors.
+
+    def dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator of the model, watching it."""
+        batch = self._batch
+        if batch is None or self._observing:
+            return func(*args, **kwargs)
+        name, rule, resolve = self._rule_of(func)
+        activation = resolve(args, kwargs) if resolve is not None else None
+        if activation is not None and not self._is_constant(name, args):
+            return self._activate(func, name, activation, args, kwargs)
+        output = func(*args, **kwargs)
+        self._carry(name, rule, args, kwargs, output)
+        suspect = batch.suspects.see(name, args, output)
+        if suspect is not None:
+            self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
+        return output
+
+    def _rule_of(self, func: Any) -> tuple[str, Any, Any]:
+        known = self._rules.get(func)
+        if known is None:
+            namespace, _, name = func.name().partition("::")
+            name = name.partition(".")[0]
+            known = self._rules[func] = (name, flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket))
+            self._note_operator(namespace, name, func)
+        return known
+
+    def _note_operator(self, namespace: str, name: str, func: Any) -> None:
+        if namespace not in _OWN_NAMESPACES:
+            self._skip(str(func), self._path(), "not an operator of torch: an activation inside it cannot be seen")
+        elif name in _HIDES_ACTIVATION:
+            self._skip(str(func), self._path(), "a fused operator: the activation inside it cannot be seen")
+        elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
+            self._skip(str(func), self._path(), "an activation fused with its layer; its input cannot be seen")
+
+    def _is_constant(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Tell whether the operator works on weights or constants alone, as a parametrised weight does."""
+        if name == "maximum" and isinstance(self._look(args[1]), Flow):
+            return True  # the larger of two results, not a comparison with 0
+        return isinstance(self._look(args[0]), Weight)
+
+    def _look(self, value: Any) -> Known | None:
+        if not isinstance(value, Tensor):
+            return None
+        assert self._batch is not None
+        entry = self._batch.known.get(id(value))
+        if entry is not None and entry[0]() is value:
+            return entry[1]
+        return self._weights.get(id(value))
+
+    def _learn(self, tensor: Tensor, known: Known | None) -> None:
+        assert self._batch is not None
+        if known is None:
+            self._batch.known.pop(id(tensor), None)
+        else:
+            self._batch.known[id(tensor)] = (weakref.ref(tensor), known)
+
+    def _carry(self, name: str, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        outputs = tuple(_flat(output))
+        if not outputs:
+            return
+        inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values())))
+        assert self._batch is not None
+        if not any(known is not None for _, known in inputs):
+            for tensor in outputs:
+                self._learn(tensor, None)
+            return
+        call = flows.Call(args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
+        for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
+            self._learn(tensor, known)
+
+    def _feed(self, weight: Weight | None) -> Feed:
+        """Return a new run of a layer, named by the module that holds the weight."""
+        assert self._batch is not None
+        self._batch.serial += 1
+        path = self._path()
+        if weight is None:
+            running = self._stack[-1] if self._stack else self.model
+            return Feed(path or type(running).__name__, path, self._batch.serial)
+        owner = path if path in self._holders[weight.name] else weight.owner
+        self._ran.add(weight.owner)
+        return Feed(owner or weight.name, weight.name, self._batch.serial)
+
+    # What an activation does.
+
+    def _activate(self, func: Any, name: str, act: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        z = args[0]
+        flow = self._look(z)
+        flow = flow if isinstance(flow, Flow) else None
+        is_gate = self._in_gated() and not self.gates
+        if is_gate or z.numel() == 0 or z.is_complex():
+            if z.is_complex():
+                self._skip(str(func), self._path(), "complex values have no sign; not measured")
+            output = func(*args, **kwargs)
+            self._after(output, flow, act)
+            return output
+        if name == "glu":
+            return self._activate_glu(func, act, args, kwargs, flow)
+        flow, record, layout = self._prepare(z, flow, act)
+        n_samples = self._samples_of(record, layout)
+        with self.aside():
+            record.counter.see_input(z, layout, n_samples)
+        output = func(*args, **kwargs)
+        with self.aside():
+            record.counter.see_output(_first(output), layout, n_samples)
+        self._after(output, flow, act)
+        return output
+
+    def _activate_glu(self, func: Any, act: Activation, args: tuple[Any, ...], kwargs: Any, flow: Flow | None) -> Any:
+        """Gated linear unit: the second half of the axis gates the first, so the gate is what is on or off."""
+        z = args[0]
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % z.dim()
+        gate = z.narrow(dim, z.shape[dim] // 2, z.shape[dim] // 2)
+        output = func(*args, **kwargs)
+        if flow is not None and flow.axes is not None:
+            axis = flow.axes[dim]
+            half = tuple(a._replace(size=a.size // 2) if i == 0 and a.size % 2 == 0 else a for i, a in enumerate(axis))
+            half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
+            flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
+        flow, record, layout = self._prepare(output, flow, act)
+        n_samples = self._samples_of(record, layout)
+        with self.aside():
+            record.counter.see_input(gate, layout, n_samples)
+            record.counter.see_output(output, layout, n_samples)
+        self._after(output, flow, act)
+        return output
+
+    def _see_recurrent(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
+        act = activations.recurrent(activations.GATED[type(module)])
+        tensor = _first(output)
+        tensor = getattr(tensor, "data", tensor) if isinstance(tensor, tuple) else tensor
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+            return
+        source = args[0] if args else None
+        known = self._look(source) if isinstance(source, Tensor) else None
+        lead = known.axes[:-1] if isinstance(known, Flow) and known.axes is not None else None
+        if lead is None or len(lead) + 1 != tensor.dim():
+            lead = tuple(positions(size) for size in tensor.shape[:-1])
+        axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
+        flow: Flow | None = Flow(axes, (self._feed(None),), act.name)
+        flow, record, layout = self._prepare(tensor, flow, act)
+        n_samples = self._samples_of(record, layout)
+        with self.aside():
+            record.counter.see_input(tensor, layout, n_samples)
+            record.counter.see_output(tensor, layout, n_samples)
+        self._learn(tensor, flow)
+
+    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> tuple[Flow, _SiteRecord, Plan]:
+        """Find the site that this activation call belongs to, and the order in which to count its values."""
+        assert self._batch is not None
+        batch, path, shape = self._batch.samples, self._path(), tensor.shape
+        if flow is None or flow.axes is None or flow.axis_from is None:
+            flow = guessed(shape, flow, batch)
+        chosen = next((axis for pattern, axis in self.unit_axes if fnmatchcase(path, pattern)), None)
+        if chosen is not None:
+            flow = at_axis(flow, shape, chosen, "user")
+        assert flow.axes is not None
+        layout = plan(flow.axes)
+        names = tuple(dict.fromkeys(feed.name for feed in flow.feeds))
+        weights = tuple(sorted({feed.weight for feed in flow.feeds}))
+        turn = self._turn((path, act.name, flow.feeds, flow.offset))
+        signature = _Signature(path, act.name, weights, flow.offset, layout.n_units, turn)
+        record = self._sites.get(signature)
+        if record is None:
+            counter = SiteCounter(act, layout.n_units, tensor.device, self._scratch)
+            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(flow, chosen, len(shape))
+            record = _SiteRecord(signature, act, counter, names, axis, flow.axis_from or "guess")
+            record.is_module = self._in_activation_module()
+            self._sites[signature] = record
+        return flow, record, layout
+
+    def _turn(self, same: tuple[Any, ...]) -> int:
+        """Number the places in the code that apply an activation to the very same values, as in relu(x), relu(-x)."""
+        assert self._batch is not None
+        place = 0
+        frame = sys._getframe(2)
+        while frame is not None:
+            place = hash((place, id(frame.f_code), frame.f_lasti))
+            frame = frame.f_back  # type: ignore[assignment]
+        places = self._batch.places.setdefault(same, [])
+        if place not in places:
+            places.append(place)
+        return places.index(place)
+
+    def _samples_of(self, record: _SiteRecord, layout: Plan) -> int:
+        assert self._batch is not None
+        if layout.n_samples == self._batch.samples:
+            return layout.n_samples
+        record.samples_from = "call"
+        return 1
+
+    def _after(self, output: Any, flow: Flow | None, act: Activation) -> None:
+        """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
+        assert self._batch is not None
+        self._batch.serial += 1
+        path = self._path()
+        is_module = self._in_activation_module()
+        feed = Feed(path if is_module else f"{path}:{act.name}", f"{path}:{act.name}", self._batch.serial, False)
+        known = None if flow is None else flow._replace(feeds=(feed,))
+        for tensor in _flat(output):
+            self._learn(tensor, known)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run operators that are not the model's, unseen."""
+        self._observing = True
+        try:
+            yield
+        finally:
+            self._observing = False
+
+    # What was not measured.
+
+    def _skip(self, what: str, where: str, reason: str) -> None:
+        self._skipped.setdefault((what, where), Skipped(what, where, reason))
+
+    def _never_ran(self) -> Iterable[Skipped]:
+        """Yield the topmost modules that hold weights or activations and never ran."""
+        ran = {"/".join(name.split(".")) for name in self._ran if name}
+        alive = {""} | {name[:i].replace("/", ".") for name in ran for i in (*_cuts(name), len(name))}
+        for module, name in self._names.items():
+            parent = name.rpartition(".")[0]
+            if name in alive or parent not in alive:
+                continue
+            matters = any(isinstance(child, activations.MODULES) for child in module.modules())
+            if matters or any(True for _ in module.parameters()):
+                yield Skipped(type(module).__name__, name, "never ran on this sample")
+
+
+class _Mode(TorchDispatchMode):
+    """Passes every operator to the probe."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._probe = probe
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default wraps the handler so that the first operator imports torch._dynamo: 1 s and 68 MB.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._probe.dispatch(func, args, kwargs or {})
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operator's arguments or outputs, which nest lists once at most."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple)):
+                yield from (inner for inner in item if isinstance(inner, Tensor))
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _single_axis(flow: Flow, chosen: int | None, rank: int) -> int:
+    """Return the axis of a site with one unit, which no atom marks."""
+    if chosen is not None:
+        return chosen % max(rank, 1)
+    return 1 if flow.axis_from is not None and flow.axis_from.startswith("conv") and rank > 2 else max(rank - 1, 0)
+
+
+def _cuts(name: str) -> list[int]:
+    return [i for i, letter in enumerate(name) if letter == "/"]
+
+
+def _module_names(model: nn.Module) -> tuple[dict[nn.Module, str], dict[str, tuple[str, ...]]]:
+    """Return each module's canonical path (the first one it is registered under) and its other paths."""
+    names: dict[nn.Module, str] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in names:
+            aliases[names[module]] = (*aliases.get(names[module], ()), name)
+        else:
+            names[module] = name
+    return names, aliases
+
+
+def _weights(model: nn.Module, names: Mapping[nn.Module, str]) -> tuple[dict[int, Weight], dict[str, set[str]]]:
+    """Return each parameter and buffer by its identity, and the paths of the modules that hold it by its name."""
+    weights: dict[int, Weight] = {}
+    holders: dict[str, set[str]] = {}
+    for module, path in names.items():
+        owner = path.partition("parametrizations.")[0].rstrip(".") if "parametrizations." in path else path
+        for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    weight = weights.setdefault(
+                        id(tensor), Weight(owner, f"{path}.{name}" if path else name, is_parameter)
+                    )
+                    holders.setdefault(weight.name, set()).add(owner)
+    return weights, holders
+
+
+def _name(records: Sequence[_SiteRecord]) -> None:
+    """Give each site its key: the path of an activation module, else the activation's number in its module."""
+    groups: dict[tuple[str, str], list[_SiteRecord]] = {}
+    for record in records:
+        name = "" if record.is_module else record.activation.name
+        groups.setdefault((record.signature.module, name), []).append(record)
+    for (module, name), group in groups.items():
+        for number, record in enumerate(group, 1):
+            if name:
+                record.key = f"{module}:{name}#{number}"
+            else:
+                record.key = module if len(group) == 1 else f"{module}#{number}"

@@ -1,0 +1,271 @@
+"""The torch-free records that flow between the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum, unique
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@unique
+class Family(str, Enum):
+    """How an activation behaves on the side where it lets nothing through; verdicts depend on it."""
+
+    RECTIFIER = "rectifier"
+    """0 for input <= 0, the input above: relu, clamp(min=0), threshold(0, 0), leaky_relu with slope 0."""
+
+    CLIPPED = "clipped"
+    """A rectifier with a ceiling: relu6, hardtanh(0, c), clamp(0, c)."""
+
+    LEAKY = "leaky"
+    """Lets something through on the negative side: leaky_relu, prelu, rrelu, elu, selu, celu."""
+
+    SMOOTH = "smooth"
+    """Fades to 0 on the negative side: gelu, silu, mish, softplus, hardswish, glu, logsigmoid's mirror."""
+
+    SQUASHING = "squashing"
+    """Flat on two rails: sigmoid, tanh, hardsigmoid, hardtanh."""
+
+    NONZERO = "nonzero"
+    """Judged by its output alone: LSTM and GRU outputs, hardshrink, softshrink."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of an activation in the model."""
+
+    key: str
+    """Stable name, unique in the model: ``features.4``, ``layer1.0.relu#2``, ``encoder.0:gelu#1``."""
+
+    module: str
+    """Canonical path of the module in which the activation ran; empty for the model itself."""
+
+    activation: str
+    """Name of the activation: ``relu``, ``gelu``, …"""
+
+    family: Family
+    """What counts as on, off or saturated."""
+
+    fed_by: tuple[str, ...]
+    """Parametrised modules (or operators) whose output reaches it with no other activation between."""
+
+    axis: int
+    """Axis of the activation's output that holds the units (the first one where several do)."""
+
+    axis_from: str
+    """What told the axis: ``conv2d``, ``linear``, …, ``user``, or ``guess``."""
+
+    units: int
+    """Number of units."""
+
+    aliases: tuple[str, ...] = ()
+    """Other paths under which the same module is registered."""
+
+    samples_from: str = "batch"
+    """``batch`` when samples could be told apart, ``call`` when each forward pass counts as one sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStats:
+    """What was counted at one site; every array has one entry per unit.
+
+    ``z`` is the activation's input and ``h`` its output. Counts are exact integers. ``a + b`` merges two scans of
+    disjoint samples of the same model.
+    """
+
+    site: Site
+    samples: int
+    """Samples that reached the site."""
+
+    observations: int
+    """Elements of the output per unit."""
+
+    zeros: IntArray
+    """Observations with ``h == 0``."""
+
+    positive: IntArray
+    """Observations with ``z > 0``."""
+
+    flat: IntArray
+    """Observations where the slope is below 1e-3 (see ``activations``); for a rectifier, ``z <= 0``."""
+
+    fired: IntArray
+    """Samples in which the unit was on at least once (rectifiers: ``h > 0``)."""
+
+    first_fired: IntArray
+    """Index in the data of the first such sample, the witness; -1 for none."""
+
+    nonfinite: IntArray
+    """Observations where ``z`` or ``h`` is NaN or infinite."""
+
+    input_min: FloatArray
+    input_max: FloatArray
+    output_min: FloatArray
+    output_max: FloatArray
+    output_sum: FloatArray
+    output_abs_sum: FloatArray
+    output_square_sum: FloatArray
+    silent_input_sum: FloatArray
+    """Sum of ``z`` for units that never fired; NaN for the others."""
+
+    silent_input_square_sum: FloatArray
+    """Sum of ``z**2`` for units that never fired; NaN for the others."""
+
+    def __add__(self, other: SiteStats) -> SiteStats:
+        """Merge the statistics of two disjoint sets of samples."""
+        if self.site != other.site:
+            raise ValueError(f"cannot merge {self.site.key} with {other.site.key}")
+        return replace(
+            self,
+            samples=self.samples + other.samples,
+            observations=self.observations + other.observations,
+            first_fired=_first(self.first_fired, other.first_fired),
+            **{name: np.minimum(getattr(self, name), getattr(other, name)) for name in ("input_min", "output_min")},
+            **{name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("input_max", "output_max")},
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMMED},
+        )
+
+    @property
+    def zero_rate(self) -> FloatArray:
+        """APoZ of each unit: zeros / observations (Hu et al. 2016, arXiv 1607.03250)."""
+        return self.zeros / max(self.observations, 1)
+
+    @property
+    def firing_rate(self) -> FloatArray:
+        """Share of samples in which each unit was on at least once."""
+        return self.fired / max(self.samples, 1)
+
+    @property
+    def mean_abs(self) -> FloatArray:
+        """Mean of ``|h|`` per unit."""
+        return self.output_abs_sum / max(self.observations, 1)
+
+    @property
+    def margin(self) -> FloatArray:
+        """``max z / sd z`` of units that never fired (never above 0 for a rectifier); NaN for the others."""
+        n = max(self.observations, 1)
+        mean = self.silent_input_sum / n
+        variance = np.maximum(self.silent_input_square_sum / n - mean**2, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.input_max / np.sqrt(variance)
+
+
+_SUMMED = (
+    "zeros",
+    "positive",
+    "flat",
+    "fired",
+    "nonfinite",
+    "output_sum",
+    "output_abs_sum",
+    "output_square_sum",
+    "silent_input_sum",
+    "silent_input_square_sum",
+)
+
+
+def _first(a: IntArray, b: IntArray) -> IntArray:
+    """Return the smaller index of two where both are known, else the known one."""
+    return np.where(a < 0, b, np.where(b < 0, a, np.minimum(a, b)))
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was not measured or not changed, with the reason."""
+
+    what: str
+    """The operator, module or file."""
+
+    where: str
+    """Module path, file or site."""
+
+    reason: str
+    """Why, in words for the user."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model was measured, and how its file was read."""
+
+    path: str | None
+    sha256: str | None
+    bytes: int | None
+    format: str
+    """``torch-module``, ``state-dict``, ``safetensors``, … or ``object`` for a live module."""
+
+    read: str
+    """``rebuilt``, ``arch``, ``allowed-class``, ``audited``, ``trusted`` or ``object``."""
+
+    arch: str | None = None
+    prefix_stripped: str | None = None
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """Which data the model was run on."""
+
+    source: str
+    sha256: str | None
+    samples: int
+    """Samples that were run."""
+
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the counts were measured with."""
+
+    torch: str
+    device: str
+    dtype: str
+    mode: str = "eval"
+    seed: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """Range, mean and spread of one input tensor over the scan: wrong preprocessing looks like death."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+
+    dtype: str
+    min: float
+    max: float
+    mean: float
+    sd: float
+    features: int
+    """Elements of one sample."""
+
+    constant_features: int
+    """Elements that had one value in every sample."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything one scan saw."""
+
+    model: ModelIdentity
+    data: DataIdentity
+    env: Environment
+    sites: tuple[SiteStats, ...]
+    """In the order in which they first ran."""
+
+    skipped: tuple[Skipped, ...] = ()
+    inputs: tuple[InputSummary, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Guesses and oddities, one sentence each."""
+
+    output_constant: bool | None = None
+    """Whether the model gave the same output for every sample; None when it could not be told."""
+
+    seconds: float = field(default=0.0, compare=False)
+    started: str = field(default="", compare=False)

@@ -1,0 +1,76 @@
+"""The shape of the package: light imports, one version, no drawers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import deadcheck
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(deadcheck.__file__).parent
+
+
+def modules_after(code: str) -> set[str]:
+    """Return what is imported after some code has run in a new interpreter."""
+    probe = f"import sys\n{code}\nprint('\\n' + '\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".cli", ".config", ".diagnosis", ".reports", ".reports.as_json", ".reports.as_table", ".sites", ".errors"],
+)
+def test_what_judges_and_prints_imports_no_torch(name: str) -> None:
+    assert "torch" not in modules_after(f"import deadcheck{name}")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version", "scan --help"])
+def test_help_and_version_import_no_torch(flag: str) -> None:
+    code = (
+        f"sys.argv = ['deadcheck', *'{flag}'.split()]\nfrom deadcheck.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0"
+    )
+
+    assert "torch" not in modules_after(code)
+
+
+def test_that_test_can_fail() -> None:
+    assert "torch" in modules_after("import deadcheck.probe")
+
+
+def test_version_is_the_same_everywhere() -> None:
+    run = subprocess.run([sys.executable, "-m", "deadcheck", "--version"], capture_output=True, text=True, check=True)
+
+    assert run.stdout == f"deadcheck {deadcheck.__version__}\n"
+
+
+def test_every_file_has_a_name_of_its_own() -> None:
+    names = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "base.py"))
+
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_there_is_no_drawer() -> None:
+    drawers = {"utils", "helpers", "common", "misc", "tools"}
+
+    assert [path for path in PACKAGE.rglob("*") if path.stem in drawers] == []
+
+
+def test_default_configuration_states_every_default() -> None:
+    from deadcheck.config import FIELDS, Config, load_config
+
+    loaded = load_config(ROOT / "configs" / "default.yaml")
+
+    assert loaded == Config()
+    assert set(loaded.origins) == {f"{section}.{name}" for section, names in FIELDS.items() for name in names}
+
+
+def test_public_names_resolve() -> None:
+    for name in deadcheck.__all__:
+        assert getattr(deadcheck, name) is not None

@@ -1,0 +1,194 @@
+"""Running statistics equal a brute-force count over the stored values, bit for bit, in every memory layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deadcheck import activations
+from deadcheck.activations import Activation
+from deadcheck.layout import Axes, plan, positions, samples, units
+from deadcheck.sites import Family, Site, SiteStats
+from deadcheck.stats import SiteCounter
+
+aten = torch.ops.aten
+SITE = Site("s", "s", "relu", Family.RECTIFIER, (), 1, "linear", 1)
+
+
+def known(operator: object, *args: object) -> Activation:
+    """Return the activation that a call of an operator is."""
+    activation = activations.OPERATORS[operator]((torch.zeros(1), *args), {})
+    assert activation is not None
+    return activation
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Activation]] = {
+    "relu": (torch.relu, known(aten.relu)),
+    "relu6": (F.relu6, known(aten.hardtanh, 0.0, 6.0)),
+    "threshold": (lambda x: F.threshold(x, 0.25, 0.0), known(aten.threshold, 0.25, 0.0)),
+    "leaky_relu": (F.leaky_relu, known(aten.leaky_relu)),
+    "elu": (F.elu, known(aten.elu)),
+    "gelu": (F.gelu, known(aten.gelu)),
+    "silu": (F.silu, known(aten.silu)),
+    "hardswish": (F.hardswish, known(aten.hardswish)),
+    "hardsigmoid": (F.hardsigmoid, known(aten.hardsigmoid)),
+    "sigmoid": (torch.sigmoid, known(aten.sigmoid)),
+    "tanh": (torch.tanh, known(aten.tanh)),
+    "hardshrink": (F.hardshrink, known(aten.hardshrink)),
+}
+
+N, C, H, W = "N", "C", "H", "W"
+FORMS: dict[str, tuple[str, Callable[[int, int, int, int], Axes]]] = {
+    "features": ("NC", lambda n, c, h, w: (samples(n), units(c))),
+    "tokens": ("NHC", lambda n, c, h, w: (samples(n), positions(h), units(c))),
+    "tokens first": ("HNC", lambda n, c, h, w: (positions(h), samples(n), units(c))),
+    "maps": ("NCHW", lambda n, c, h, w: (samples(n), units(c), positions(h), positions(w))),
+    "maps odd": ("HCNW", lambda n, c, h, w: (positions(h), units(c), samples(n), positions(w))),
+}
+
+
+def to_rows(tensor: Tensor, letters: str) -> np.ndarray:
+    """Return the values as (samples, positions, units), by a permute that the letters spell."""
+    order = [letters.index(N), *(i for i, x in enumerate(letters) if x not in "NC"), letters.index(C)]
+    rows = tensor.double().permute(order)
+    return rows.reshape(rows.shape[0], -1, rows.shape[-1]).numpy()
+
+
+def is_on(activation: Activation, z: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Return where a unit is on, from the definitions and not from the counter."""
+    if activation.family is Family.SQUASHING:
+        return (z > activation.low) & (z < activation.high)
+    if activation.family is Family.NONZERO:
+        return (h != 0) & ~np.isnan(h)
+    return z > activation.on
+
+
+def spoil(z: Tensor, seed: int) -> None:
+    """Put one special value somewhere."""
+    values = (math.nan, math.inf, -math.inf, 0.0, -0.0)
+    z.view(-1)[seed % z.numel()] = values[seed % 5]
+
+
+def run(
+    name: str, form: str, sizes: list[tuple[int, int, int, int]], make: Callable[[tuple[int, ...]], Tensor]
+) -> tuple[SiteStats, list[tuple[np.ndarray, np.ndarray]]]:
+    """Feed batches through a counter; return its totals, and what a list that keeps everything holds."""
+    function, activation = ACTIVATIONS[name]
+    letters, axes_of = FORMS[form]
+    counter = SiteCounter(activation, sizes[0][1], torch.device("cpu"), {})
+    kept, first = [], 0
+    for n, c, h, w in sizes:
+        z = make(tuple({N: n, C: c, H: h, W: w}[letter] for letter in letters))
+        out = function(z)
+        layout = plan(axes_of(n, c, h, w))
+        counter.see_input(z, layout, n)
+        counter.see_output(out, layout, n)
+        counter.finish_batch(first)
+        first += n
+        kept.append((to_rows(z, letters), to_rows(out, letters)))
+    return counter.freeze(SITE), kept
+
+
+def check(name: str, stats: SiteStats, kept: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Compare every figure with a count over the kept values."""
+    activation = ACTIVATIONS[name][1]
+    z = np.concatenate([a.reshape(-1, a.shape[2]) for a, _ in kept])
+    h = np.concatenate([b.reshape(-1, b.shape[2]) for _, b in kept])
+    on = np.concatenate([is_on(activation, a, b).any(1) for a, b in kept])
+    assert (stats.samples, stats.observations) == (len(on), len(z))
+    assert stats.zeros.tolist() == (h == 0).sum(0).tolist()
+    assert stats.positive.tolist() == (z > 0).sum(0).tolist()
+    assert stats.nonfinite.tolist() == (~np.isfinite(z) | ~np.isfinite(h)).sum(0).tolist()
+    assert stats.fired.tolist() == on.sum(0).tolist()
+    assert stats.first_fired.tolist() == np.where(on.any(0), on.argmax(0), -1).tolist()
+    clean = np.isfinite(z).all(0) & np.isfinite(h).all(0)
+    for record, value in (
+        ("input_min", z.min(0)),
+        ("input_max", z.max(0)),
+        ("output_min", h.min(0)),
+        ("output_max", h.max(0)),
+    ):
+        assert (getattr(stats, record)[clean] + 0.0).tolist() == (value[clean] + 0.0).tolist()
+    near = {"rtol": 1e-4, "atol": 1e-3 * len(z) ** 0.5}
+    with np.errstate(invalid="ignore"):
+        assert np.allclose(stats.output_sum[clean], h.sum(0)[clean], **near)
+        assert np.allclose(stats.output_abs_sum[clean], np.abs(h).sum(0)[clean], **near)
+        assert np.allclose(stats.output_square_sum[clean], (h**2).sum(0)[clean], **near)
+
+
+@given(
+    name=st.sampled_from(sorted(ACTIVATIONS)),
+    form=st.sampled_from(sorted(FORMS)),
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    batches=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    shift=st.sampled_from([-9.0, -1.0, 0.0, 3.0]),
+    seed=st.integers(0, 10_000),
+)
+@settings(max_examples=250, deadline=None)
+def test_counts_equal_brute_force(name, form, shape, batches, dtype, shift, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(size: tuple[int, ...]) -> Tensor:
+        z = (torch.randn(size, generator=generator) * (1 + seed % 3) + shift).to(dtype)
+        if seed % 4 == 0:
+            spoil(z, seed)
+        return z.repeat_interleave(2, -1)[..., ::2] if seed % 7 == 0 else z
+
+    stats, kept = run(name, form, [(n, *shape) for n in batches], make)
+
+    check(name, stats, kept)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_counts_equal_brute_force_over_many_blocks(name: str) -> None:
+    # 9 * 5 * 90 * 90 elements are more than one block of 2**18, and the last block is shorter.
+    generator = torch.Generator().manual_seed(1)
+    for form in ("maps", "tokens"):
+        stats, kept = run(name, form, [(9, 5, 8100, 1), (2, 5, 8100, 1)], lambda s: torch.randn(s, generator=generator))
+
+        check(name, stats, kept)
+
+
+def test_channels_last_memory_is_counted_like_any_other() -> None:
+    z = torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last)
+
+    stats, kept = run("relu", "maps", [(4, 6, 5, 3)], lambda size: z)
+
+    check("relu", stats, kept)
+
+
+def test_the_input_moments_are_kept_for_silent_units_alone() -> None:
+    # Unit 0 holds -1, -2 and -3 and never fires; unit 1 fires in the second batch.
+    batches = iter([torch.tensor([[-1.0, -1.0], [-2.0, -1.0]]), torch.tensor([[-3.0, 5.0]])])
+
+    stats, _ = run("relu", "features", [(2, 2, 1, 1), (1, 2, 1, 1)], lambda size: next(batches))
+
+    assert stats.silent_input_sum[0] == -6.0
+    assert stats.silent_input_square_sum[0] == 14.0  # 1 + 4 + 9
+    assert np.isnan(stats.silent_input_sum[1])
+    assert stats.first_fired.tolist() == [-1, 2]
+
+
+def test_counts_of_two_scans_add_up() -> None:
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(12, 4, generator=generator)
+    whole[:, 1] = -1.0
+
+    parts = [run("relu", "features", [(6, 4, 1, 1)], lambda size, p=part: p)[0] for part in whole.split(6)]
+    both, _ = run("relu", "features", [(12, 4, 1, 1)], lambda size: whole)
+    merged = parts[0] + parts[1]
+
+    assert merged.samples == 12
+    assert merged.zeros.tolist() == both.zeros.tolist()
+    assert merged.fired.tolist() == both.fired.tolist()
+    assert merged.input_max.tolist() == both.input_max.tolist()
+    assert merged.silent_input_sum[1] == both.silent_input_sum[1] == -12.0
