@@ -182,7 +182,7 @@ _TABLE: tuple[tuple[tuple[str, ...], Resolve], ...] = (
     (("mish", "mish_"), _smooth("mish", _OFF_MISH)),
     (("softplus",), _softplus),
     (("hardswish", "hardswish_"), _smooth("hardswish", -3.0)),
-    (("glu",), _smooth("glu", -_RAIL_SIGMOID)),
+    (("glu",), _always(Activation("glu", Family.GATED, on=-_RAIL_SIGMOID, low=-_RAIL_SIGMOID))),
     (("sigmoid", "sigmoid_"), _squashing("sigmoid", _RAIL_SIGMOID)),
     (("tanh", "tanh_"), _squashing("tanh", _RAIL_TANH)),
     (("hardsigmoid", "hardsigmoid_"), _squashing("hardsigmoid", 3.0)),

@@ -50,7 +50,7 @@ class Verdict(str, Enum):
 
 VERDICTS = tuple(Verdict)
 _CODE = {verdict: code for code, verdict in enumerate(VERDICTS)}
-_GOES_OFF = (Family.RECTIFIER, Family.CLIPPED, Family.SMOOTH, Family.NONZERO)
+_GOES_OFF = (Family.RECTIFIER, Family.CLIPPED, Family.SMOOTH, Family.GATED, Family.NONZERO)
 
 DEPTHS = ("shallow", "mid", "deep")
 """How far below 0 a silent unit's input stays, in its own standard deviations: a heuristic, not a bound."""

@@ -6,12 +6,17 @@ past that the axes count as unknown, and a site that needs them says that it gue
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from deadcheck.layout import (
+    SAMPLE,
     UNIT,
+    Atom,
     Axes,
     Feed,
     Flow,
@@ -201,7 +206,7 @@ def _stack(call: Call) -> Result | None:
         return [Flow(None, feeds)]
     dim = call.argument(1, "dim", 0) % len(call.shape)
     axes = (*base.axes[:dim], positions(call.shape[dim]), *base.axes[dim:])
-    return [Flow(axes, feeds, base.axis_from, base.offset)]
+    return [Flow(axes, feeds, base.axis_from, base.offset, base.rows)]
 
 
 def _reduce(call: Call) -> Result | None:
@@ -224,11 +229,15 @@ def _product(call: Call, left: int, right: int) -> Result | None:
         return [a]
     if isinstance(b, Weight):
         lead = _leading(a, call.args[left], call.batch)
-        return [Flow((*lead, units(shape[-1])), (call.feed(b),), "linear")]
+        return [Flow((*lead, units(shape[-1])), (call.feed(b),), "linear", rows=_rows(a))]
     if isinstance(a, Weight):
         tail = b.axes if isinstance(b, Flow) and b.axes is not None else fresh(call.args[right].shape, call.batch)
         return [Flow((units(shape[0]), *(demote(axis) for axis in tail[1:])), (call.feed(a),), "linear")]
     return [_contracted(a, b, shape)]
+
+
+def _rows(known: Known | None) -> Any:
+    return known.rows if isinstance(known, Flow) else None
 
 
 def _leading(known: Known | None, tensor: Any, batch: int) -> Axes:
@@ -250,9 +259,9 @@ def _contracted(a: Known | None, b: Known | None, shape: tuple[int, ...]) -> Flo
     rows = left[-2] if left else positions(shape[-2])
     columns = right[-1] if right else positions(shape[-1])
     if has(columns, UNIT) and isinstance(b, Flow):
-        return Flow((*lead, demote(rows), columns), b.feeds, b.axis_from, b.offset)
+        return Flow((*lead, demote(rows), columns), b.feeds, b.axis_from, b.offset, b.rows)
     if has(rows, UNIT) and isinstance(a, Flow):
-        return Flow((*lead, rows, columns), a.feeds, a.axis_from, a.offset)
+        return Flow((*lead, rows, columns), a.feeds, a.axis_from, a.offset, a.rows)
     return Flow((*(demote(axis) for axis in lead), rows, columns), feeds)
 
 
@@ -262,7 +271,7 @@ def _bmm(left: int, right: int) -> Rule:
         flow = call.flow(left)
         if weight is None or flow is None or flow.axes is None:
             return _product(call, left, right)
-        grouped = tensor.shape[0] > 1 and tensor.stride(0) != 0 and not has(flow.axes[0], "s")
+        grouped = tensor.shape[0] > 1 and tensor.stride(0) != 0 and not has(flow.axes[0], SAMPLE)
         width = call.shape[-1]
         first = units(tensor.shape[0], width) if grouped else demote(flow.axes[0])
         return [Flow((first, demote(flow.axes[1]), units(width)), (call.feed(weight),), "linear")]
@@ -283,7 +292,7 @@ def _mv(call: Call) -> Result | None:
 def _linear(call: Call) -> Result | None:
     known, tensor = call.look(call.args[0]), call.args[0]
     lead = _leading(known, tensor, call.batch)
-    return [Flow((*lead, units(call.shape[-1])), (call.feed(call.weight(1)),), "linear")]
+    return [Flow((*lead, units(call.shape[-1])), (call.feed(call.weight(1)),), "linear", rows=_rows(known))]
 
 
 def _convolution(call: Call) -> Result | None:
@@ -293,7 +302,7 @@ def _convolution(call: Call) -> Result | None:
     transposed = "_transpose" if len(call.args) > 6 and call.args[6] is True else ""
     kind = f"conv{transposed}{len(shape) - 2}d"
     weight = call.weight(1)
-    return [Flow((first, units(shape[1]), *map(positions, shape[2:])), (call.feed(weight),), kind)]
+    return [Flow((first, units(shape[1]), *map(positions, shape[2:])), (call.feed(weight),), kind, rows=_rows(known))]
 
 
 def _norm(kind: str, dim: int, *weights: int) -> Rule:
@@ -322,41 +331,58 @@ def _embedding(call: Call) -> Result | None:
     axes = known.axes if isinstance(known, Flow) and known.axes is not None else fresh(indices.shape, call.batch)
     if len(axes) + 1 != len(call.shape):  # embedding_bag pools the indices of a bag
         axes = fresh(call.shape[:-1], call.batch)
-    return [Flow((*axes, units(call.shape[-1])), (call.feed(weight),), "embedding")]
+    return [Flow((*axes, units(call.shape[-1])), (call.feed(weight),), "embedding", rows=_rows(known))]
 
 
-def _picked(flow: Flow, dim: int, size: int) -> Flow:
-    """Entries of an axis picked by index: units stay units, samples can no longer be told apart."""
+def _picked(flow: Flow, dim: int, eaten: int, index: Any, new: Sequence[int]) -> Flow:
+    """Entries of ``eaten`` axes from ``dim`` on picked by one index: each new row remembers its sample."""
     axes = _axes(flow)
-    axis = units(size) if has(axes[dim], UNIT) and len(axes[dim]) == 1 else positions(size)
-    lost = has(axes[dim], UNIT) and len(axes[dim]) > 1
-    moved = flow._replace(axes=(*axes[:dim], axis, *axes[dim + 1 :]))
+    gone, others = axes[dim : dim + eaten], axes[:dim] + axes[dim + eaten :]
+    made = [positions(size) for size in new]
+    rows = flow.rows
+    if any(has(axis, SAMPLE) for axis in gone) and len(new) == 1:
+        rows = _sample_of_each(gone, flow.rows, index.device)[index]
+        made = [(Atom(SAMPLE, new[0]),)]
+    is_whole_layer = eaten == 1 and len(new) == 1 and len(gone[0]) == 1 and has(gone[0], UNIT)
+    if is_whole_layer:
+        made = [units(new[0])]
+    moved = flow._replace(axes=(*axes[:dim], *made, *axes[dim + eaten :]), rows=rows)
+    if sum(has(axis, SAMPLE) for axis in others) and rows is not flow.rows:
+        return Flow(None, flow.feeds)  # two axes would count samples
+    lost = any(has(axis, UNIT) for axis in gone) and not is_whole_layer
     return moved.demoted() if lost else moved
+
+
+def _sample_of_each(axes: Axes, rows: Any, device: Any) -> Any:
+    """Return the sample of each entry of these axes, in their shape."""
+    shape = [math.prod(atom.size for atom in axis) for axis in axes]
+    total = torch.zeros(shape, dtype=torch.int64, device=device)
+    for dim, axis in enumerate(axes):
+        inner = shape[dim]
+        for atom in axis:
+            inner //= atom.size
+            if atom.role == SAMPLE:
+                along = (torch.arange(shape[dim], device=device) // inner) % atom.size * atom.stride
+                total += along.view([-1 if i == dim else 1 for i in range(len(shape))])
+    return total if rows is None else rows[total]
 
 
 def _index_select(flow: Flow, call: Call) -> Flow:
     dim = call.args[1] % len(_axes(flow))
-    return _picked(flow, dim, call.shape[dim])
+    return _picked(flow, dim, 1, call.args[2], [call.shape[dim]])
 
 
 def _index(flow: Flow, call: Call) -> Flow | None:
     indices = call.args[1]
     used = [i for i, index in enumerate(indices) if index is not None]
-    axes = _axes(flow)
     if len(used) != 1:
         return Flow(None, flow.feeds)
     dim, index = used[0], indices[used[0]]
-    is_mask = str(index.dtype) in ("torch.bool", "torch.uint8")
-    eaten = index.dim() if is_mask else 1
-    added = 1 if is_mask else index.dim()
-    if len(axes) - eaten + added != len(call.shape):
+    is_mask = index.dtype in (torch.bool, torch.uint8)
+    eaten, added = (index.dim(), 1) if is_mask else (1, index.dim())
+    if len(_axes(flow)) - eaten + added != len(call.shape):
         return Flow(None, flow.feeds)
-    if eaten == added == 1:
-        return _picked(flow, dim, call.shape[dim])
-    lost = any(has(axis, UNIT) for axis in axes[dim : dim + eaten])
-    new = tuple(positions(size) for size in call.shape[dim : dim + added])
-    moved = flow._replace(axes=axes[:dim] + new + axes[dim + eaten :])
-    return moved.demoted() if lost else moved
+    return _picked(flow, dim, eaten, index, call.shape[dim : dim + added])
 
 
 def _pixel_shuffle(flow: Flow, call: Call) -> Flow:
@@ -429,7 +455,7 @@ def _carried(flows: Sequence[tuple[Flow, tuple[int, ...]]], shape: tuple[int, ..
         return Flow(None, feeds)
     lost = any(has(axis, UNIT) and old != new for axis, old, new in zip(flow.axes, given, shape, strict=True))
     kept = tuple(axis if old == new else positions(new) for axis, old, new in zip(flow.axes, given, shape, strict=True))
-    moved = Flow(kept, feeds, flow.axis_from, flow.offset)
+    moved = Flow(kept, feeds, flow.axis_from, flow.offset, flow.rows)
     return moved.demoted() if lost else moved
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SAMPLE, UNIT, POSITION = "s", "u", "p"
 
@@ -55,10 +55,13 @@ class Flow(NamedTuple):
     offset: int = 0
     """Index of the first unit, for a slice of a layer's units."""
 
+    rows: Any = None
+    """Sample of each row, where rows were picked by index and the sample atom counts rows; None otherwise."""
+
     def demoted(self) -> Flow:
         """Return the flow with its units turned into positions."""
         axes = None if self.axes is None else tuple(demote(axis) for axis in self.axes)
-        return Flow(axes, self.feeds)
+        return Flow(axes, self.feeds, rows=self.rows)
 
 
 class Weight(NamedTuple):
@@ -166,7 +169,7 @@ def slice_axis(flow: Flow, dim: int, start: int, size: int, step: int = 1) -> Fl
     else:
         sliced = positions(taken) + inner
     axes = (*flow.axes[:dim], sliced, *flow.axes[dim + 1 :])
-    result = Flow(axes, flow.feeds, axis_from, offset)
+    result = Flow(axes, flow.feeds, axis_from, offset, flow.rows)
     return result if axis_from or not flow.axis_from else result.demoted()
 
 
@@ -179,7 +182,7 @@ def drop_axes(flow: Flow, dims: Iterable[int], *, keepdim: bool = False) -> Flow
     kept = flow.demoted().axes if lost else flow.axes
     assert kept is not None
     axes = tuple(() if i in gone else axis for i, axis in enumerate(kept) if keepdim or i not in gone)
-    return Flow(axes, flow.feeds, None if lost else flow.axis_from, 0 if lost else flow.offset)
+    return Flow(axes, flow.feeds, None if lost else flow.axis_from, 0 if lost else flow.offset, flow.rows)
 
 
 def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) -> Flow:
@@ -194,7 +197,7 @@ def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) ->
     if axis is None:
         axis, axis_from = positions(sum(sizes)), None
     axes = (*base.axes[:dim], axis, *base.axes[dim + 1 :])
-    flow = Flow(axes, feeds, axis_from)
+    flow = Flow(axes, feeds, axis_from, rows=base.rows)
     return flow if axis_from or not base.axis_from else flow.demoted()
 
 
@@ -240,7 +243,7 @@ def broadcast(flows: Sequence[tuple[Flow, Sequence[int]]], shape: Sequence[int])
     axes: list[Axis] = []
     for back in range(len(shape), 0, -1):
         axes.append(_broadcast_axis(main, known, back, shape[-back]))
-    return Flow(tuple(axes), feeds, main.axis_from, main.offset)
+    return Flow(tuple(axes), feeds, main.axis_from, main.offset, main.rows)
 
 
 def _broadcast_axis(main: Flow, known: Sequence[tuple[Flow, Sequence[int]]], back: int, size: int) -> Axis:
@@ -262,11 +265,12 @@ def guessed(shape: Sequence[int], flow: Flow | None, batch: int) -> Flow:
     axes = flow.axes if flow is not None and flow.axes is not None else fresh(shape, batch)
     axes = tuple(demote(axis) for axis in axes)
     feeds = flow.feeds if flow is not None else ()
+    rows = flow.rows if flow is not None else None
     free = [i for i, axis in enumerate(axes) if not has(axis, SAMPLE)]
     if not free or (batch == 1 and len(axes) == 1):
-        return Flow(axes, feeds, "guess")
+        return Flow(axes, feeds, "guess", rows=rows)
     dim = 1 if len(axes) >= 4 and 1 in free else free[-1]
-    return at_axis(Flow(axes, feeds), shape, dim, "guess")
+    return at_axis(Flow(axes, feeds, rows=rows), shape, dim, "guess")
 
 
 def at_axis(flow: Flow, shape: Sequence[int], dim: int, axis_from: str) -> Flow:
@@ -275,7 +279,7 @@ def at_axis(flow: Flow, shape: Sequence[int], dim: int, axis_from: str) -> Flow:
     assert plain.axes is not None
     dim %= len(shape)
     axes = (*plain.axes[:dim], units(shape[dim]), *plain.axes[dim + 1 :])
-    return Flow(axes, flow.feeds, axis_from)
+    return Flow(axes, flow.feeds, axis_from, rows=flow.rows)
 
 
 class Plan(NamedTuple):

@@ -38,7 +38,7 @@ from deadcheck.layout import (
 )
 from deadcheck.preserve import transformer_fast_path_off
 from deadcheck.sites import Site, SiteStats, Skipped
-from deadcheck.stats import SiteCounter
+from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
 
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
@@ -319,12 +319,12 @@ class Probe:
         if name == "glu":
             return self._activate_glu(func, act, args, kwargs, flow)
         flow, record, layout = self._prepare(z, flow, act)
-        n_samples = self._samples_of(record, layout)
+        rows = self._rows_of(record, layout, flow)
         with self.aside():
-            record.counter.see_input(z, layout, n_samples)
+            record.counter.see_input(z, layout, rows)
         output = func(*args, **kwargs)
         with self.aside():
-            record.counter.see_output(_first(output), layout, n_samples)
+            record.counter.see_output(_first(output), layout, rows)
         self._after(output, flow, act)
         return output
 
@@ -340,10 +340,10 @@ class Probe:
             half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
             flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
         flow, record, layout = self._prepare(output, flow, act)
-        n_samples = self._samples_of(record, layout)
+        rows = self._rows_of(record, layout, flow)
         with self.aside():
-            record.counter.see_input(gate, layout, n_samples)
-            record.counter.see_output(output, layout, n_samples)
+            record.counter.see_input(gate, layout, rows)
+            record.counter.see_output(output, layout, rows)
         self._after(output, flow, act)
         return output
 
@@ -362,10 +362,10 @@ class Probe:
         axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
         flow: Flow | None = Flow(axes, (self._feed(None),), act.name)
         flow, record, layout = self._prepare(tensor, flow, act)
-        n_samples = self._samples_of(record, layout)
+        rows = self._rows_of(record, layout, flow)
         with self.aside():
-            record.counter.see_input(tensor, layout, n_samples)
-            record.counter.see_output(tensor, layout, n_samples)
+            record.counter.see_input(tensor, layout, rows)
+            record.counter.see_output(tensor, layout, rows)
         self._learn(tensor, flow)
 
     def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> tuple[Flow, _SiteRecord, Plan]:
@@ -405,12 +405,16 @@ class Probe:
             places.append(place)
         return places.index(place)
 
-    def _samples_of(self, record: _SiteRecord, layout: Plan) -> int:
+    def _rows_of(self, record: _SiteRecord, layout: Plan, flow: Flow) -> Rows:
+        """Tell which sample each row of the values belongs to."""
         assert self._batch is not None
-        if layout.n_samples == self._batch.samples:
-            return layout.n_samples
+        samples = self._batch.samples
+        if flow.rows is not None and layout.n_samples == len(flow.rows):
+            return Rows(len(flow.rows), samples, flow.rows)
+        if layout.n_samples == samples and flow.rows is None:
+            return Rows(samples, samples)
         record.samples_from = "call"
-        return 1
+        return Rows(1, 1)
 
     def _after(self, output: Any, flow: Flow | None, act: Activation) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
@@ -525,7 +529,8 @@ def _name(records: Sequence[_SiteRecord]) -> None:
     """Give each site its key: the path of an activation module, else the activation's number in its module."""
     groups: dict[tuple[str, str], list[_SiteRecord]] = {}
     for record in records:
-        name = "" if record.is_module else record.activation.name
+        is_path = record.is_module and record.signature.module
+        name = "" if is_path else record.activation.name
         groups.setdefault((record.signature.module, name), []).append(record)
     for (module, name), group in groups.items():
         for number, record in enumerate(group, 1):

@@ -26,7 +26,10 @@ class Family(str, Enum):
     """Lets something through on the negative side: leaky_relu, prelu, rrelu, elu, selu, celu."""
 
     SMOOTH = "smooth"
-    """Fades to 0 on the negative side: gelu, silu, mish, softplus, hardswish, glu, logsigmoid's mirror."""
+    """Fades to 0 on the negative side: gelu, silu, mish, softplus, hardswish."""
+
+    GATED = "gated"
+    """Passes one half of its input as the other half, the gate, allows: glu."""
 
     SQUASHING = "squashing"
     """Flat on two rails: sigmoid, tanh, hardsigmoid, hardtanh."""

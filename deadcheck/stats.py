@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,6 +156,19 @@ def moments(values: Ordered) -> tuple[Tensor, Tensor]:
     return total, squares
 
 
+class Rows(NamedTuple):
+    """Which samples the rows of a call belong to."""
+
+    n_rows: int
+    """Rows of the values, the first axis in counting order."""
+
+    n_samples: int
+    """Samples of the forward pass."""
+
+    sample_of: Tensor | None = None
+    """Sample of each row; None where row i is sample i."""
+
+
 class SiteCounter:
     """Adds up what one site does, call by call and batch by batch."""
 
@@ -176,13 +189,15 @@ class SiteCounter:
         """Indices of the units that had not fired before this batch; None for all of them."""
         self._on: Tensor | None = None
         """Which units were on in which sample of this batch, over all calls; shape (samples, units)."""
+        self._reached: Tensor | None = None
+        """Which samples of this batch came here, where rows were picked by index; None for all."""
         self._is_plain_relu = activation.family is Family.RECTIFIER and activation.low == 0
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite; None when it is everywhere."""
 
-    def see_input(self, tensor: Tensor, layout: Plan, n_samples: int) -> None:
+    def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
-        z = ordered(tensor, layout, n_samples)
+        z = ordered(tensor, layout, rows.n_rows)
         peak = z.per_sample(torch.amax)
         low, high = z.per_unit(torch.amin), peak.amax(0)
         clean = bool((low.isfinite() & high.isfinite()).all())
@@ -194,14 +209,14 @@ class SiteCounter:
         self._extend("input", low, high)
         self._count_slopes(z, low, high)
         if self.activation.family is Family.SQUASHING:
-            self._see_on(self._between_rails(z, low, high))
+            self._see_on(self._between_rails(z, low, high), rows)
         elif self.activation.family is not Family.NONZERO:
-            self._see_on(peak > self.activation.on)
+            self._see_on(peak > self.activation.on, rows)
             self._sum_silent(z)
 
-    def see_output(self, tensor: Tensor, layout: Plan, n_samples: int) -> None:
+    def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
-        h = ordered(tensor, layout, n_samples)
+        h = ordered(tensor, layout, rows.n_rows)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
         self._sum_output(h)
@@ -213,7 +228,7 @@ class SiteCounter:
             self._counts["zeros"] += zeros
             if self.activation.family is Family.NONZERO:
                 self._counts["flat"] += zeros
-                self._see_on(h.without_nan(0.0).absolute().per_sample(torch.amax) > 0)
+                self._see_on(h.without_nan(0.0).absolute().per_sample(torch.amax) > 0, rows)
 
     def finish_batch(self, first_sample: int) -> None:
         """Close a forward pass whose first sample has this index in the data."""
@@ -221,7 +236,7 @@ class SiteCounter:
             return
         # Sums of float are many times faster than those of bool.
         on, self._on = self._on.float(), None
-        self.samples += on.shape[0]
+        self.samples += on.shape[0] if self._reached is None else int(self._reached.sum())
         self._fired += on.sum(0).long()
         if self._silent is None:
             self._silent = torch.arange(self.n_units, device=on.device)
@@ -287,11 +302,21 @@ class SiteCounter:
         inside = (z.values > act.low) & (z.values < act.high)
         return inside.any(z.position_dim)
 
-    def _see_on(self, on: Tensor) -> None:
-        if self._on is not None and self._on.shape != on.shape:
+    def _see_on(self, on: Tensor, rows: Rows) -> None:
+        reached: Tensor | None = None
+        if rows.sample_of is not None:
+            of = rows.sample_of
+            on = torch.zeros(rows.n_samples, self.n_units, device=on.device).index_add_(0, of, on.float()) > 0
+            reached = torch.zeros(rows.n_samples, dtype=torch.bool, device=on.device)
+            reached[of] = True
+        if self._on is None:
+            self._on, self._reached = on, reached
+        elif self._on.shape == on.shape:
+            self._on |= on
+            self._reached = None if reached is None or self._reached is None else self._reached | reached
+        else:
             # One call could tell its samples apart and another could not: the whole batch is one sample.
-            self._on, on = self._on.any(0, keepdim=True), on.any(0, keepdim=True)
-        self._on = on if self._on is None else self._on | on
+            self._on, self._reached = (self._on.any(0) | on.any(0)).unsqueeze(0), None
 
     def _sum_silent(self, z: Ordered) -> None:
         """Add the input's moments for units that have never fired: only their depth is ever asked for."""

@@ -17,7 +17,7 @@ from deadcheck import activations
 from deadcheck.activations import Activation
 from deadcheck.layout import Axes, plan, positions, samples, units
 from deadcheck.sites import Family, Site, SiteStats
-from deadcheck.stats import SiteCounter
+from deadcheck.stats import Rows, SiteCounter
 
 aten = torch.ops.aten
 SITE = Site("s", "s", "relu", Family.RECTIFIER, (), 1, "linear", 1)
@@ -89,8 +89,8 @@ def run(
         z = make(tuple({N: n, C: c, H: h, W: w}[letter] for letter in letters))
         out = function(z)
         layout = plan(axes_of(n, c, h, w))
-        counter.see_input(z, layout, n)
-        counter.see_output(out, layout, n)
+        counter.see_input(z, layout, Rows(n, n))
+        counter.see_output(out, layout, Rows(n, n))
         counter.finish_batch(first)
         first += n
         kept.append((to_rows(z, letters), to_rows(out, letters)))

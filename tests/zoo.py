@@ -1,0 +1,615 @@
+"""Models that are odd in one way each; ``reference`` spells out what their activations take and give."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from tests.oracle import Oracle
+
+
+class Zoo(nn.Module):
+    """A model of the zoo: the shape of one sample, and a reference beside its forward."""
+
+    shape: tuple[int, ...] = (6,)
+    exact_reference = True
+    """Whether the reference's output must equal the model's bit for bit."""
+
+    def reference(self, oracle: Oracle, x: Tensor) -> object:
+        raise NotImplementedError
+
+
+class Functional(Zoo):
+    """F.relu, torch.relu, x.relu(), x.relu_() in forward: hooks on modules see none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        return self.d(torch.relu(self.b(F.relu(self.a(x)))).relu() + self.c(x).relu_()).relu()
+
+    def reference(self, oracle, x):
+        z1 = self.a(x)
+        h1 = oracle.keep(":relu#1", z1, z1.clamp(min=0))
+        z2 = self.b(h1)
+        h2 = oracle.keep(":relu#2", z2, z2.clamp(min=0))
+        h3 = oracle.keep(":relu#3", h2, h2.clamp(min=0))
+        z4 = self.c(x)
+        h4 = oracle.keep(":relu#4", z4, z4.clamp(min=0))
+        z5 = self.d(h3 + h4)
+        return oracle.keep(":relu#5", z5, z5.clamp(min=0))
+
+
+class Spellings(Zoo):
+    """ReLU as clamp, clamp_min, threshold, hardtanh, maximum, leaky_relu(0), PReLU(0), RReLU(0, 0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.ModuleList(nn.Linear(6, 5) for _ in range(9))
+        self.prelu, self.rrelu = nn.PReLU(init=0.0), nn.RReLU(0, 0)
+
+    def forward(self, x):
+        fc = self.fc
+        return (
+            fc[0](x).clamp(min=0) + torch.clamp_min(fc[1](x), 0) + F.threshold(fc[2](x), 0, 0)
+            + F.hardtanh(fc[3](x), 0, 6) + torch.maximum(fc[4](x), torch.zeros(()))
+            + torch.max(fc[5](x), torch.zeros(5)) + F.leaky_relu(fc[6](x), 0.0)
+            + self.prelu(fc[7](x)) + self.rrelu(fc[8](x))
+        )  # fmt: skip
+
+    def reference(self, oracle, x):
+        keys = (":clamp#1", ":clamp#2", ":threshold#1", ":relu6#1", ":maximum#1", ":maximum#2", ":leaky_relu#1",
+                "prelu", "rrelu")  # fmt: skip
+        total = 0
+        for key, fc in zip(keys, self.fc, strict=True):
+            z = fc(x)
+            total = total + oracle.keep(key, z, z.clamp(0, 6) if "relu6" in key else z.clamp(min=0))
+        return total
+
+
+class ResidualBlock(Zoo):
+    """One in-place nn.ReLU at two places, the second after an in-place residual add: two sites, as in torchvision."""
+
+    shape = (3, 5, 7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.down = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.down(x)
+        return self.relu(out)
+
+    def reference(self, oracle, x):
+        z = self.bn1(self.conv1(x))
+        h = oracle.keep("relu#1", z, z.clamp(min=0))
+        z = self.bn2(self.conv2(h)) + self.down(x)
+        return oracle.keep("relu#2", z, z.clamp(min=0))
+
+
+class SharedAct(Zoo):
+    """One act object put twice in a Sequential: two sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.net = nn.Sequential(nn.Linear(6, 4), act, nn.Linear(4, 3), act)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def reference(self, oracle, x):
+        z = self.net[0](x)
+        h = oracle.keep("net.1#1", z, z.clamp(min=0))
+        z = self.net[2](h)
+        return oracle.keep("net.1#2", z, z.clamp(min=0))
+
+
+class Siamese(Zoo):
+    """The same weights run twice in a forward: one site with twice the observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+
+    def forward(self, x):
+        return self.tower(x) - self.tower(x.flip(1))
+
+    def reference(self, oracle, x):
+        a, b = self.tower[0](x), self.tower[0](x.flip(1))
+        return oracle.keep("tower.1", a, a.clamp(min=0)) - oracle.keep("tower.1", b, b.clamp(min=0))
+
+
+class Crelu(Zoo):
+    """relu(x) beside relu(-x) on one line: two sites fed by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.fc(x)
+        return torch.cat([F.relu(x), F.relu(-x)], 1)
+
+    def reference(self, oracle, x):
+        z = self.fc(x)
+        return torch.cat([oracle.keep(":relu#1", z, z.clamp(min=0)), oracle.keep(":relu#2", -z, (-z).clamp(min=0))], 1)
+
+
+class RecurrentRelu(Zoo):
+    """nn.RNN with ReLU: two layers are two sites, and the time steps are more observations."""
+
+    shape = (5, 3)
+    exact_reference = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, 2, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+    def reference(self, oracle, x):
+        for layer in (0, 1):
+            w_i, w_h, b_i, b_h = (
+                getattr(self.rnn, f"{n}_l{layer}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            # As torch does it: the inputs of all steps at once, time first.
+            steps = F.linear(x.transpose(0, 1), w_i, b_i)
+            h, out = torch.zeros(len(x), 4), []
+            for t in range(x.shape[1]):
+                z = F.linear(h, w_h, b_h) + steps[t]
+                h = oracle.keep(f"rnn:relu#{layer + 1}", z, z.clamp(min=0))
+                out.append(h)
+            x = torch.stack(out, 1)
+        return x
+
+
+class Cell(Zoo):
+    """nn.RNNCell in a loop, with a number of steps that depends on the batch: one site."""
+
+    shape = (6, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNNCell(3, 4, nonlinearity="relu")
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 4)
+        for t in range(2 + len(x) % 3):
+            h = self.cell(x[:, t], h)
+        return h
+
+    def reference(self, oracle, x):
+        h = torch.zeros(len(x), 4)
+        for t in range(2 + len(x) % 3):
+            c = self.cell
+            z = F.linear(x[:, t], c.weight_ih, c.bias_ih) + F.linear(h, c.weight_hh, c.bias_hh)
+            h = oracle.keep("cell:relu#1", z, z.clamp(min=0))
+        return h
+
+
+def nonzero(z: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """What counts as on for the output of an LSTM or GRU."""
+    return h != 0
+
+
+class Gated(Zoo):
+    """LSTM, GRU and their cells: the gates are no sites, the outputs are."""
+
+    shape = (4, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(3, 4, batch_first=True), nn.GRU(4, 5, batch_first=True)
+        self.cell, self.gcell = nn.LSTMCell(5, 3), nn.GRUCell(3, 2)
+
+    def forward(self, x):
+        y = self.gru(self.lstm(x)[0])[0]
+        return self.gcell(self.cell(y[:, -1])[0])
+
+    def reference(self, oracle, x):
+        y = self.lstm(x)[0]
+        oracle.keep("lstm", y, y, unit=2, on=nonzero)
+        y = self.gru(y)[0]
+        oracle.keep("gru", y, y, unit=2, on=nonzero)
+        y = self.cell(y[:, -1])[0]
+        oracle.keep("cell", y, y, on=nonzero)
+        y = self.gcell(y)
+        return oracle.keep("gcell", y, y, on=nonzero)
+
+
+class EncoderLayer(Zoo):
+    """A transformer encoder layer in eval, which torch runs as one fused operator unless told not to."""
+
+    shape = (5, 8)
+    exact_reference = False
+
+    def __init__(self, activation: str = "relu") -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, activation=activation, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def reference(self, oracle, x):
+        layer = self.layer
+        torch.backends.mha.set_fastpath_enabled(False)  # the fused operator rounds differently
+        y = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
+        torch.backends.mha.set_fastpath_enabled(True)
+        z = layer.linear1(y)
+        h = oracle.keep("layer:relu#1", z, z.clamp(min=0), unit=2)
+        return layer.norm2(y + layer.linear2(h))
+
+
+class Tokens(Zoo):
+    """Linear features on (batch, tokens, features), one unit's bias so low that it never fires."""
+
+    shape = (7, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+        with torch.no_grad():
+            self.fc.bias[3] = -100
+
+    def forward(self, x):
+        return F.relu(self.fc(x))
+
+    def reference(self, oracle, x):
+        z = self.fc(x)
+        return oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)
+
+
+class Heads(Zoo):
+    """Features seen as (N, heads, T, width) and as rows (N*T*heads, width): the units are the layer's rows."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        y = F.relu(self.a(x).view(n, t, 3, 4).transpose(1, 2)).transpose(1, 2).reshape(n, t, 12)
+        return F.relu(self.b(y).view(n * t * 3, 4)).view(n, t, 12)
+
+    def reference(self, oracle, x):
+        z = self.a(x)
+        h = oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)
+        z = self.b(h)
+        return oracle.keep(":relu#2", z, z.clamp(min=0), unit=2)
+
+
+class ConvFlatten(Zoo):
+    """Flatten between a convolution and its activation: the units are still the channels."""
+
+    shape = (2, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.ReLU(), nn.Linear(27, 4))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def reference(self, oracle, x):
+        z = self.net[0](x)
+        h = oracle.keep("net.2", z, z.clamp(min=0))
+        return self.net[3](h.flatten(1))
+
+
+class Branches(Zoo):
+    """Two convolutions side by side, pooled, then one activation: nine units fed by both."""
+
+    shape = (3, 8, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.one = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3), nn.Conv2d(9, 1, 1)
+
+    def forward(self, x):
+        y = F.relu(F.max_pool2d(torch.cat([self.a(x), self.b(x)], 1), 2))
+        return F.relu(self.one(y).squeeze(1))
+
+    def reference(self, oracle, x):
+        z = F.max_pool2d(torch.cat([self.a(x), self.b(x)], 1), 2)
+        z = self.one(oracle.keep(":relu#1", z, z.clamp(min=0)))
+        return oracle.keep(":relu#2", z, z.clamp(min=0)).squeeze(1)
+
+
+class ChannelsLast(Zoo):
+    """ConvNeXt's permute, LayerNorm, Linear, ReLU: the features are on the last axis."""
+
+    shape = (3, 5, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm(4), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return F.relu(self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+    def reference(self, oracle, x):
+        z = self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1)))
+        return oracle.keep(":relu#1", z, z.clamp(min=0), unit=3).permute(0, 3, 1, 2)
+
+
+class MemoryFormat(Zoo):
+    """Convolutions in channels-last memory."""
+
+    shape = (3, 6, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return F.relu(self.conv(x.contiguous(memory_format=torch.channels_last)))
+
+    def reference(self, oracle, x):
+        z = self.conv(x.contiguous(memory_format=torch.channels_last))
+        return oracle.keep(":relu#1", z, z.clamp(min=0))
+
+
+class Sequence(Zoo):
+    """One-dimensional and three-dimensional convolutions, and a transposed one."""
+
+    shape = (2, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 3, 3), nn.ConvTranspose1d(3, 4, 2)
+        self.c = nn.Conv3d(4, 2, (1, 1, 2))
+
+    def forward(self, x):
+        y = F.relu(self.b(F.relu(self.a(x))))
+        return F.relu(self.c(y[:, :, None, None]))
+
+    def reference(self, oracle, x):
+        z = self.a(x)
+        z = self.b(oracle.keep(":relu#1", z, z.clamp(min=0)))
+        z = self.c(oracle.keep(":relu#2", z, z.clamp(min=0))[:, :, None, None])
+        return oracle.keep(":relu#3", z, z.clamp(min=0))
+
+
+class Experts(Zoo):
+    """Rows picked by a mask go to one of two experts, and a third never runs: samples are still told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 4), nn.ReLU()) for _ in range(3))
+
+    def forward(self, x):
+        out = torch.zeros(len(x), 4)
+        mask = x[:, 0] > 0
+        for expert, rows in ((0, mask), (1, ~mask)):
+            if rows.any():
+                out[rows] = self.experts[expert](x[rows])
+        return out
+
+    def reference(self, oracle, x):
+        out = torch.zeros(len(x), 4)
+        mask = x[:, 0] > 0
+        for expert, rows in ((0, mask), (1, ~mask)):
+            if rows.any():
+                z = self.experts[expert][0](x[rows])
+                index = np.flatnonzero(rows.numpy())
+                out[rows] = oracle.keep(f"experts.{expert}.1", z, z.clamp(min=0), rows=index)
+        return out
+
+
+class PackedTokens(Zoo):
+    """Tokens of all samples packed by a mask into rows: a sample's tokens still count as that sample."""
+
+    shape = (5, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 6)
+
+    def forward(self, x):
+        return F.relu(self.fc(x[x[..., 0] > -0.5])).sum(0)
+
+    def reference(self, oracle, x):
+        mask = x[..., 0] > -0.5
+        z = self.fc(x[mask])
+        index = mask.nonzero()[:, 0].numpy()
+        return oracle.keep(":relu#1", z, z.clamp(min=0), rows=index).sum(0)
+
+
+class Branching(Zoo):
+    """Different sites on different batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 3)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return F.relu(self.a(x)).sum(1)
+        return F.gelu(self.b(x)).sum(1)
+
+    def reference(self, oracle, x):
+        if x.sum() > 0:
+            z = self.a(x)
+            return oracle.keep(":relu#1", z, z.clamp(min=0)).sum(1)
+        z = self.b(x)
+        return oracle.keep(":gelu#1", z, F.gelu(z), on=lambda z, h: z > -3.8103687).sum(1)
+
+
+class Reparametrised(Zoo):
+    """Weight norm, pruning and a tied weight: the sites are named by the modules that hold the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = weight_norm(nn.Linear(6, 6))
+        self.pruned = prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5)
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.pruned.weight_orig
+
+    def forward(self, x):
+        return F.relu(self.tied(F.relu(self.pruned(F.relu(self.normed(x))))))
+
+    def reference(self, oracle, x):
+        for number, layer in enumerate((self.normed, self.pruned, self.tied), 1):
+            z = layer(x)
+            x = oracle.keep(f":relu#{number}", z, z.clamp(min=0))
+        return x
+
+
+class Dtype(Zoo):
+    """Weights and activations in bfloat16."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+        self.to(self.dtype)
+
+    def forward(self, x):
+        return F.relu(self.fc(x.to(self.dtype)))
+
+    def reference(self, oracle, x):
+        z = self.fc(x.to(self.dtype))
+        return oracle.keep(":relu#1", z, z.clamp(min=0))
+
+
+class Double(Dtype):
+    """Weights and activations in float64."""
+
+    dtype = torch.float64
+
+
+class Half(Dtype):
+    """Weights and activations in float16."""
+
+    dtype = torch.float16
+
+
+class NotFinite(Zoo):
+    """NaN weights in one unit, an overflow to infinity in another: counted apart from zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.fc.weight[1, 2] = torch.nan
+            self.fc.weight[2] *= 3e38
+
+    def forward(self, x):
+        return F.relu(self.fc(x))
+
+    def reference(self, oracle, x):
+        z = self.fc(x)
+        return oracle.keep(":relu#1", z, z.clamp(min=0))
+
+
+class RootWeights(Zoo):
+    """Weights held by the model itself, used by a matrix product and an einsum."""
+
+    shape = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 5))
+        self.e = nn.Parameter(torch.randn(5, 7))
+        self.bias = nn.Parameter(torch.randn(7))
+
+    def forward(self, x):
+        return F.relu(torch.einsum("ntd,dh->nth", F.relu(x @ self.w), self.e) + self.bias)
+
+    def reference(self, oracle, x):
+        z = x @ self.w
+        h = oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)
+        z = torch.einsum("ntd,dh->nth", h, self.e) + self.bias
+        return oracle.keep(":relu#2", z, z.clamp(min=0), unit=2)
+
+
+class Sliced(Zoo):
+    """A layer's features cut in two, each half with an activation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 8)
+
+    def forward(self, x):
+        a, b = self.fc(x).chunk(2, -1)
+        return F.relu(a) * torch.tanh(b)
+
+    def reference(self, oracle, x):
+        z = self.fc(x)
+        h = oracle.keep(":relu#1", z[:, :4], z[:, :4].clamp(min=0))
+        b = z[:, 4:]
+        return h * oracle.keep(":tanh#1", b, torch.tanh(b), on=lambda z, h: np.abs(z) < 4.1465058)
+
+
+class Shuffled(Zoo):
+    """Pixel shuffle moves channels into space; the units stay the convolution's channels."""
+
+    shape = (2, 3, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 12, 1)
+
+    def forward(self, x):
+        return F.relu(F.pixel_shuffle(self.conv(x), 2))
+
+    def reference(self, oracle, x):
+        z = self.conv(x)
+        oracle.keep(":relu#1", z, z.clamp(min=0))
+        return F.pixel_shuffle(z.clamp(min=0), 2)
+
+
+class SqueezeExcite(Zoo):
+    """A gate of one value per channel multiplies the map before the activation."""
+
+    shape = (3, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(5, 5)
+
+    def forward(self, x):
+        y = self.conv(x)
+        gate = torch.sigmoid(self.fc(y.mean((2, 3))))
+        return F.relu(y * gate[:, :, None, None])
+
+    def reference(self, oracle, x):
+        y = self.conv(x)
+        z = self.fc(y.mean((2, 3)))
+        gate = oracle.keep(":sigmoid#1", z, torch.sigmoid(z), on=lambda z, h: np.abs(z) < 6.9067548)
+        z = y * gate[:, :, None, None]
+        return oracle.keep(":relu#1", z, z.clamp(min=0))
+
+
+ZOO: tuple[type[Zoo], ...] = (
+    Functional, Spellings, ResidualBlock, SharedAct, Siamese, Crelu, RecurrentRelu, Cell, Gated, EncoderLayer, Tokens,
+    Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
+    Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite,
+)  # fmt: skip
+
+
+def build(kind: type[Zoo]) -> Zoo:
+    """Build a model of the zoo with fixed weights, in eval mode."""
+    torch.manual_seed(3)
+    return kind().eval()
+
+
+def inputs(kind: type[Zoo], samples: int, seed: int = 0) -> Tensor:
+    """Return normal inputs for a model of the zoo."""
+    return torch.randn(samples, *kind.shape, generator=torch.Generator().manual_seed(seed))
