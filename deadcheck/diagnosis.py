@@ -155,8 +155,7 @@ class SiteDiagnosis:
     @cached_property
     def scores(self) -> npt.NDArray[np.float64]:
         """Mean |h| of each unit over the layer's mean of it (Sokar et al. 2023)."""
-        mean = self.stats.mean_abs
-        return mean / (mean.mean() + 1e-9) if mean.size else mean
+        return self.stats.mean_abs / (_layer_mean(self.stats) + 1e-9)
 
     @property
     def dormant_shares(self) -> Mapping[float, float]:
@@ -169,7 +168,8 @@ class SiteDiagnosis:
         margin = self.stats.margin[np.isin(self.codes, (_CODE[Verdict.DEAD], _CODE[Verdict.SILENT]))]
         deep = int((margin <= self.thresholds.deep).sum())
         shallow = int((margin > self.thresholds.shallow).sum())
-        return {"shallow": shallow, "mid": int(np.isfinite(margin).sum()) - deep - shallow, "deep": deep}
+        # NaN where there is no spread to measure by: an input that was always 0, or one that was not seen.
+        return {"shallow": shallow, "mid": int((~np.isnan(margin)).sum()) - deep - shallow, "deep": deep}
 
     def ranges(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the units of a verdict as inclusive ranges."""
@@ -185,7 +185,8 @@ class SiteDiagnosis:
         return VERDICTS[int(self.codes[unit])]
 
     def unit(self, unit: int) -> UnitVerdict:
-        """Return the verdict on one unit with its evidence."""
+        """Return the verdict on one unit with its evidence; IndexError where there is no such unit."""
+        unit = range(self.units)[unit]
         stats, verdict = self.stats, self.verdict(unit)
         fired, first = int(stats.fired[unit]), int(stats.first_fired[unit])
         needed = max(self.thresholds.n_star - stats.samples, 0) if verdict is Verdict.SILENT else 0
@@ -286,8 +287,7 @@ def _codes(stats: SiteStats, limits: Thresholds) -> npt.NDArray[np.int8]:
     else:
         off = never & (stats.zeros == n)
     enough = stats.samples >= limits.n_star
-    mean = stats.mean_abs
-    faint = (mean <= limits.tau * (mean.mean() + 1e-9)) & ~never if mean.size else never
+    faint = (stats.mean_abs <= limits.tau * (_layer_mean(stats) + 1e-9)) & ~never
     rare = settled_below(stats.fired, stats.samples, limits.p_rare, limits.delta) & ~never
     tests = {
         Verdict.INVALID: stats.nonfinite > 0,
@@ -305,6 +305,12 @@ def _codes(stats: SiteStats, limits: Thresholds) -> npt.NDArray[np.int8]:
     for verdict, holds in reversed(tests.items()):
         codes[holds] = _CODE[verdict]
     return codes
+
+
+def _layer_mean(stats: SiteStats) -> float:
+    """Mean |h| over the units whose values were all finite: one infinity would make every other unit look faint."""
+    mean = stats.mean_abs[stats.nonfinite == 0]
+    return float(mean.mean()) if mean.size else 0.0
 
 
 def _depth(margin: float, limits: Thresholds) -> str | None:
@@ -347,20 +353,22 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
             "output-constant", "error", "",
             f"the model gave the same output for all {measurement.data.samples} samples; check data and weights",
         )  # fmt: skip
-    samples = max((site.stats.samples for site in sites), default=0)
     silent = sum(site.counts[Verdict.SILENT] for site in sites)
     if silent:
+        # Sites on a branch may have seen fewer samples than the others.
+        samples = min(site.stats.samples for site in sites if site.counts[Verdict.SILENT])
         yield Finding(
             "too-few-samples", "warning", "",
-            f"{silent} units never fired, and {samples} samples are too few to call one dead; "
-            f"{limits.n_star - min(s.stats.samples for s in sites if s.counts[Verdict.SILENT])} more would settle it",
+            f"{silent:,} units never fired, and {samples:,} samples are too few to call one dead; "
+            f"{limits.n_star - samples:,} more would settle it",
         )  # fmt: skip
     if measurement.data.synthetic:
         yield Finding(
             "synthetic-data", "warning", "",
             "the inputs are random numbers; what is dead on them says nothing about real data",
         )  # fmt: skip
-    yield from _input_findings(measurement.inputs, sites)
+    # In a single sample every element is constant, which says nothing.
+    yield from _input_findings(measurement.inputs if measurement.data.samples > 1 else (), sites)
 
 
 def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]:
@@ -368,17 +376,20 @@ def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]
     off = counts[Verdict.DEAD] + counts[Verdict.SILENT]
     if counts[Verdict.INVALID]:
         yield Finding(
-            "invalid", "error", key, f"{key}: {counts[Verdict.INVALID]} of {units} units gave NaN or infinity"
-        )
-    if off == units:
+            "invalid", "error", key,
+            f"{key}: {counts[Verdict.INVALID]:,} of {units:,} units gave NaN or infinity; look at the first layer that "
+            "does, its weights and its inputs",
+        )  # fmt: skip
+    if units and off == units:
         yield Finding(
             "layer-dead", "error", key,
-            f"{key}: no unit ever fired, so nothing passes this layer and nothing before it can learn",
+            f"{key}: no unit ever fired, so nothing passes this layer, and no gradient passes it back; check that the "
+            "data is prepared as in training, then the layer's biases and the learning rate",
         )  # fmt: skip
     elif counts[Verdict.DEAD] >= limits.warn_layer_dead * units and counts[Verdict.DEAD]:
         yield Finding(
             "layer-mostly-dead", "warning", key,
-            f"{key}: {counts[Verdict.DEAD]} of {units} units are dead; a network can work well with fewer units than "
+            f"{key}: {counts[Verdict.DEAD]:,} of {units:,} units are dead; a network can work well with fewer units than "
             "it has, so compare with an earlier checkpoint before you act",
         )  # fmt: skip
     for verdict, slug, words in (
@@ -386,14 +397,15 @@ def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]
         (Verdict.SATURATED, "saturated", "units never left a rail, so no gradient passes them"),
     ):
         if counts[verdict]:
-            yield Finding(slug, "warning", key, f"{key}: {counts[verdict]} of {units} {words}")
+            level = "warning" if counts[verdict] >= limits.warn_layer_dead * units else "note"
+            yield Finding(slug, level, key, f"{key}: {counts[verdict]:,} of {units:,} {words}")
 
 
 def _explosions(sites: tuple[SiteDiagnosis, ...], limits: Thresholds) -> Iterator[Finding]:
-    first = next((site.max_abs_output for site in sites if site.max_abs_output > 0), 0.0)
-    for site in sites:
-        growth = site.max_abs_output / first if first else 0.0
-        if math.isfinite(growth) and growth > limits.explosion_growth:
+    finite = [site for site in sites if 0 < site.max_abs_output < math.inf]
+    for site in finite:
+        growth = site.max_abs_output / finite[0].max_abs_output
+        if growth > limits.explosion_growth:
             yield Finding(
                 "explosion", "warning", site.key,
                 f"{site.key}: its largest |h|, {site.max_abs_output:.3g}, is {growth:.3g} times the first layer's; "
