@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich.box import ASCII2, SIMPLE_HEAD
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +23,8 @@ _OTHERS = (
 _OFF = tuple(VERDICTS.index(verdict) for verdict in (Verdict.DEAD, Verdict.SILENT))
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _LABELS = {"error": "ERROR", "warning": "warning", "note": "note"}
+_ALIKE = 4
+"""Findings, places or warnings of one kind that are spelled out; the others are counted."""
 
 
 def render(diagnosis: Diagnosis, options: RenderOptions) -> str:
@@ -32,141 +34,214 @@ def render(diagnosis: Diagnosis, options: RenderOptions) -> str:
         file=out, width=options.width, force_terminal=options.color, no_color=not options.color, highlight=False,
         color_system="standard" if options.color else None, legacy_windows=False, emoji=False, markup=False,
     )  # fmt: skip
-    _print_head(console, diagnosis)
-    sites = diagnosis.worst()
-    chosen = sites[: options.limit] if options.limit else sites
-    console.print(_table(chosen, options))
-    if len(chosen) < len(sites):
-        console.print(Text(f"  {len(sites) - len(chosen)} more layers are not shown (--limit)", "dim"))
-    if any(np.isin(site.codes, _OFF).any() for site in chosen):
-        console.print(Text(f"  {legend(unicode=options.unicode)}", "dim"))
-    _print_totals(console, diagnosis)
-    _print_findings(console, diagnosis.findings)
-    _print_skipped(console, diagnosis)
-    _print_foot(console, diagnosis)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    return text if options.unicode else _plain_ascii(text)
+    report = _Report(console, diagnosis, options)
+    report.print_head()
+    report.print_sites()
+    report.print_totals()
+    report.print_findings()
+    report.print_skipped()
+    report.print_foot()
+    text = "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+    return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def _plain_ascii(text: str) -> str:
-    return text.replace("…", "...").encode("ascii", "backslashreplace").decode("ascii")
+class _Report:
+    """Prints the parts of one report; everything that a file could have named goes through ``_shown``."""
 
+    def __init__(self, console: Console, diagnosis: Diagnosis, options: RenderOptions) -> None:
+        self._console = console
+        self._diagnosis = diagnosis
+        self._options = options
+        self._gap = "…" if options.unicode else "..."
 
-def _print_head(console: Console, diagnosis: Diagnosis) -> None:
-    seen = diagnosis.measurement
-    model, data, env = seen.model, seen.data, seen.env
-    title = Text("deadcheck  ", "bold") + Text(shown(model.path or "live module"), "bold cyan")
-    console.print(title, overflow="fold")
-    how = {"rebuilt": "read safely", "arch": f"built by {model.arch}", "allowed-class": "with the classes you allowed"}
-    parts = [model.format, how.get(model.read, model.read)]
-    console.print(Text(f"  model  {shown(', '.join(dict.fromkeys(parts)))}", "dim"))
-    made = ", synthetic" if data.synthetic else ""
-    console.print(
-        Text(f"  data   {shown(data.source)}: {data.samples:,} samples{made}, {env.device}, {env.dtype}", "dim")
-    )
+    def print_head(self) -> None:
+        seen = self._diagnosis.measurement
+        model, data, env = seen.model, seen.data, seen.env
+        name = self._shown(model.path or "live module")
+        self._console.print(Text("deadcheck  ", "bold") + Text(name, "bold cyan"), overflow="fold")
+        how = {
+            "rebuilt": "read safely",
+            "arch": f"built by {model.arch}",
+            "allowed-class": "with the classes you allowed",
+        }
+        parts = dict.fromkeys((model.format, how.get(model.read, model.read)))
+        self._print(f"  model  {', '.join(parts)}", "dim")
+        made = ", synthetic" if data.synthetic else ""
+        self._print(f"  data   {data.source}: {data.samples:,} samples{made}, {env.device}, {env.dtype}", "dim")
 
+    def print_sites(self) -> None:
+        sites = self._diagnosis.worst()
+        chosen = sites[: self._options.limit] if self._options.limit else sites
+        self._console.print(self._table(chosen))
+        if len(chosen) < len(sites):
+            self._print(f"  {len(sites) - len(chosen):,} more layers are not shown (--limit)", "dim")
+        if any(np.isin(site.codes, _OFF).any() for site in chosen):
+            self._print(f"  {legend(unicode=self._options.unicode)}", "dim")
 
-def _table(sites: Iterable[SiteDiagnosis], options: RenderOptions) -> Table:
-    table = Table(box=SIMPLE_HEAD if options.unicode else ASCII2, pad_edge=False, expand=False)
-    wide = options.width >= 100
-    name_width = max(14, options.width - (82 if wide else 62))
-    cells = 24 if wide else 16
-    table.add_column("layer", no_wrap=True, max_width=name_width)
-    if wide:
-        table.add_column("activation", no_wrap=True)
-    table.add_column("units", justify="right", no_wrap=True)
-    table.add_column("dead", justify="right", no_wrap=True)
-    table.add_column("silent", justify="right", no_wrap=True)
-    table.add_column("zeros", justify="right", no_wrap=True)
-    table.add_column("where", no_wrap=True)
-    table.add_column("others", overflow="fold")
-    for site in sites:
-        row = [Text(_middle(shown(site.key), name_width, options))]
+    def _table(self, sites: Sequence[SiteDiagnosis]) -> Table:
+        options, wide = self._options, self._options.width >= 100
+        names = [self._shown(site.key) for site in sites]
+        others = [_others(site) for site in sites]
+        columns = {"units": [_units(site) for site in sites], "dead": [_dead(site) for site in sites]}
+        if wide or any(site.counts[Verdict.SILENT] for site in sites):
+            columns["silent"] = [_silent(site) for site in sites]
+        columns["zeros"] = [_zeros(site) for site in sites]
         if wide:
-            row.append(Text(site.stats.site.activation))
-        row += _numbers(site)
-        off = np.isin(site.codes, _OFF)
-        row.append(Text(strip(off, cells, unicode=options.unicode), "red"))
-        row.append(Text(_others(site, wide=wide), "yellow" if site.counts[Verdict.INVALID] else ""))
-        table.add_row(*row)
-    return table
+            columns = {"activation": [Text(self._shown(site.stats.site.activation)) for site in sites], **columns}
+        fixed = sum(_width([head, *(text.plain for text in column)]) + 3 for head, column in columns.items())
+        cells, name_width, others_width = _divided(options.width - fixed, names, others, 24 if wide else 16)
 
-
-def _numbers(site: SiteDiagnosis) -> list[Text]:
-    dead, silent, units = site.counts[Verdict.DEAD], site.counts[Verdict.SILENT], site.units
-    zeros, total = int(site.stats.zeros.sum()), site.stats.observations * units
-    return [
-        Text(f"{units:,}"),
-        Text(f"{dead:,} {percent(dead, units):>6}" if dead else "-", "bold red" if dead else "dim"),
-        Text(f"{silent:,}" if silent else "-", "yellow" if silent else "dim"),
-        Text(percent(zeros, total)),
-    ]
-
-
-def _others(site: SiteDiagnosis, *, wide: bool) -> str:
-    short = {Verdict.NEGATIVE_ONLY: "negative", Verdict.ALWAYS_ON: "always on"}
-    named = [f"{site.counts[v]:,} {short.get(v, v.value)}" for v in _OTHERS if site.counts[v]]
-    return ", ".join(named)
-
-
-def _middle(text: str, width: int, options: RenderOptions) -> str:
-    """Shorten a name in its middle: layers differ at both ends."""
-    gap = "…" if options.unicode else "..."
-    if len(text) <= width:
-        return text
-    keep = width - len(gap)
-    return text[: keep // 2] + gap + text[len(text) - (keep - keep // 2) :]
-
-
-def _print_totals(console: Console, diagnosis: Diagnosis) -> None:
-    dead, units = diagnosis.dead, diagnosis.units
-    line = Text("\n")
-    line.append(f"{dead:,} of {units:,} units are dead ({percent(dead, units)})", "bold red" if dead else "bold green")
-    if diagnosis.silent:
-        line.append(f", {diagnosis.silent:,} more never fired")
-    bound = max((site.upper_bound for site in diagnosis.sites), default=1.0)
-    if dead:
-        line.append(
-            f"; each fires in fewer than {bound:.2g} of such samples ({1 - diagnosis.thresholds.delta:.0%} sure)"
-        )
-    console.print(line)
-    depths = Counter[str]()
-    for site in diagnosis.sites:
-        depths.update(site.depths)
-    if dead or diagnosis.silent:
-        spread = ", ".join(f"{depths[name]:,} {name}" for name in ("deep", "mid", "shallow"))
-        console.print(Text(f"how far below 0 their inputs stay: {spread} (shallow ones may fire on other data)", "dim"))
-
-
-def _print_findings(console: Console, findings: Iterable[Finding]) -> None:
-    order = {"error": 0, "warning": 1, "note": 2}
-    for finding in sorted(findings, key=lambda item: order[item.level]):
-        label = Text(f"{_LABELS[finding.level]}: ", _STYLES[finding.level])
-        console.print(Padding(label + Text(shown(finding.message)), (0, 0, 0, 0)))
-
-
-def _print_skipped(console: Console, diagnosis: Diagnosis) -> None:
-    seen = diagnosis.measurement
-    if seen.skipped:
-        console.print(Text("not measured:", "bold"))
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for item in seen.skipped:
-        reasons.setdefault((item.what, item.reason), []).append(item.where or "the model")
-    for (what, reason), places in reasons.items():
-        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
-        console.print(Text(shown(f"  {what} in {', '.join(places[:4])}{more}: {reason}")))
-    for warning in seen.warnings:
-        console.print(Text("said: ", "yellow") + Text(shown(warning)))
-
-
-def _print_foot(console: Console, diagnosis: Diagnosis) -> None:
-    for item in diagnosis.measurement.inputs:
-        shape = "x".join(map(str, item.shape)) or "scalar"
-        console.print(
-            Text(
-                shown(f"{item.name}: {shape} {item.dtype}, {item.min:.4g} to {item.max:.4g}, ")
-                + f"mean {item.mean:.4g}, sd {item.sd:.4g}",
-                "dim",
+        table = Table(box=SIMPLE_HEAD if options.unicode else ASCII2, pad_edge=False, expand=False)
+        table.add_column("layer", no_wrap=True)
+        for head in columns:
+            table.add_column(head, justify="left" if head == "activation" else "right", no_wrap=True)
+        table.add_column("where", no_wrap=True)
+        table.add_column("others", no_wrap=True)
+        for i, site in enumerate(sites):
+            where = strip(np.isin(site.codes, _OFF), cells, unicode=options.unicode)
+            table.add_row(
+                Text(self._middle(names[i], name_width)),
+                *(column[i] for column in columns.values()),
+                Text(where, "red"),
+                Text(_packed(others[i], others_width), "yellow" if site.counts[Verdict.INVALID] else ""),
             )
+        return table
+
+    def _middle(self, text: str, width: int) -> str:
+        """Shorten a name in its middle: layers differ at both ends."""
+        if cell_len(text) <= width:
+            return text
+        keep = width - len(self._gap)
+        tail = text
+        while cell_len(tail) > keep - keep // 2:
+            tail = tail[1:]
+        return set_cell_size(text, keep // 2) + self._gap + tail
+
+    def print_totals(self) -> None:
+        diagnosis = self._diagnosis
+        dead, silent, units = diagnosis.dead, diagnosis.silent, diagnosis.units
+        line = Text("\n")
+        line.append(
+            f"{dead:,} of {units:,} units are dead ({percent(dead, units)})", "bold red" if dead else "bold green"
         )
-    console.print(Text("every unit's numbers: deadcheck scan … --per-unit -o json=report.json", "dim"))
+        if silent:
+            line.append(f", {silent:,} more never fired")
+        if dead:
+            bound = max(site.upper_bound for site in diagnosis.sites if site.counts[Verdict.DEAD])
+            sure = 1 - diagnosis.thresholds.delta
+            line.append(f"; each fires in fewer than {bound:.2g} of such samples ({sure:.0%} sure)")
+        self._console.print(line)
+        if not dead and not silent:
+            return
+        depths = Counter[str]()
+        for site in diagnosis.sites:
+            depths.update(site.depths)
+        unknown = dead + silent - sum(depths.values())
+        spread = [f"{depths[name]:,} {name}" for name in ("deep", "mid", "shallow")]
+        spread += [f"{unknown:,} without spread"] if unknown else []
+        self._print(
+            f"how far below 0 their inputs stay: {', '.join(spread)} (shallow ones may fire on other data)", "dim"
+        )
+
+    def print_findings(self) -> None:
+        order = {"error": 0, "warning": 1, "note": 2}
+        kinds: dict[tuple[str, str], list[Finding]] = {}
+        for finding in sorted(self._diagnosis.findings, key=lambda item: order[item.level]):
+            kinds.setdefault((finding.level, finding.id), []).append(finding)
+        for (level, _), findings in kinds.items():
+            label = f"{_LABELS[level]}: "
+            for finding in findings[:_ALIKE]:
+                self._console.print(Text(label, _STYLES[level]) + Text(self._shown(finding.message)))
+            more = [finding.where for finding in findings[_ALIKE:]]
+            if more:
+                places = self._listed(more)
+                self._console.print(Text(label, _STYLES[level]) + Text(f"the same in {len(more):,} more: {places}"))
+
+    def print_skipped(self) -> None:
+        seen = self._diagnosis.measurement
+        if seen.skipped:
+            self._print("not measured:", "bold")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for item in seen.skipped:
+            reasons.setdefault((item.what, item.reason), []).append(item.where or "the model")
+        for (what, reason), places in reasons.items():
+            self._print(f"  {what} in {self._listed(places)}: {reason}")
+        for warning in seen.warnings[: 2 * _ALIKE]:
+            self._console.print(Text("note: ", "yellow") + Text(self._shown(warning)))
+        if len(seen.warnings) > 2 * _ALIKE:
+            self._print(f"and {len(seen.warnings) - 2 * _ALIKE:,} more notes; the JSON report has them all", "dim")
+
+    def print_foot(self) -> None:
+        for item in self._diagnosis.measurement.inputs:
+            shape = "x".join(map(str, item.shape)) or "scalar"
+            values = f"{item.min:.4g} to {item.max:.4g}, mean {item.mean:.4g}, sd {item.sd:.4g}"
+            self._print(f"{item.name}: {shape} {item.dtype}, {values}", "dim")
+        self._print(f"every unit's numbers: deadcheck scan {self._gap} --per-unit -o json=report.json", "dim")
+
+    def _listed(self, places: Sequence[str]) -> str:
+        more = f" and {len(places) - _ALIKE:,} more" if len(places) > _ALIKE else ""
+        return self._shown(", ".join(places[:_ALIKE])) + more
+
+    def _print(self, text: str, style: str = "") -> None:
+        # Already escaped text passes through unchanged: an escape is plain ASCII.
+        self._console.print(Text(self._shown(text), style))
+
+    def _shown(self, text: str) -> str:
+        # The gap is ours, and is chosen to suit.
+        return shown(text, unicode=self._options.unicode)
+
+
+def _divided(room: int, names: Sequence[str], others: Sequence[Sequence[str]], cells: int) -> tuple[int, int, int]:
+    """Divide what the numbers leave of a line among the strip, the layers' names and the other verdicts.
+
+    Columns stand three characters apart. Names give way first, down to 16 characters, then the other verdicts down to
+    one a line, then the strip.
+    """
+    name = max(_width(names), len("layer"))
+    natural = max(_width(", ".join(items) for items in others), len("others"))
+    single = max(_width(item + "," for items in others for item in items), len("others"))
+    room -= 3 * 3 - 1  # three columns, of which the last needs no gap behind it
+    if room < cells + min(name, 16) + single:
+        cells = 8
+    least = min(name, 16)
+    listed = max(single, min(natural, room - cells - least))
+    return cells, max(8, min(name, room - cells - listed)), listed
+
+
+def _width(texts: Iterable[str]) -> int:
+    return max((cell_len(text) for text in texts), default=0)
+
+
+def _packed(items: Sequence[str], width: int) -> str:
+    """Join items by commas, with a new line where the next would not fit."""
+    lines = [""]
+    for i, item in enumerate(items):
+        item += "," if i < len(items) - 1 else ""
+        if lines[-1] and len(lines[-1]) + 1 + len(item) > width:
+            lines.append(item)
+        else:
+            lines[-1] += f" {item}" if lines[-1] else item
+    return "\n".join(lines)
+
+
+def _units(site: SiteDiagnosis) -> Text:
+    return Text(f"{site.units:,}")
+
+
+def _dead(site: SiteDiagnosis) -> Text:
+    dead = site.counts[Verdict.DEAD]
+    return Text(f"{dead:,} {percent(dead, site.units):>6}" if dead else "-", "bold red" if dead else "dim")
+
+
+def _silent(site: SiteDiagnosis) -> Text:
+    silent = site.counts[Verdict.SILENT]
+    return Text(f"{silent:,}" if silent else "-", "yellow" if silent else "dim")
+
+
+def _zeros(site: SiteDiagnosis) -> Text:
+    return Text(percent(int(site.stats.zeros.sum()), site.stats.observations * site.units))
+
+
+def _others(site: SiteDiagnosis) -> list[str]:
+    short = {Verdict.NEGATIVE_ONLY: "negative", Verdict.ALWAYS_ON: "always on"}
+    return [f"{site.counts[v]:,} {short.get(v, v.value)}" for v in _OTHERS if site.counts[v]]

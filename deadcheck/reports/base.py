@@ -27,9 +27,9 @@ class RenderOptions:
 Render = Callable[[Diagnosis, RenderOptions], str]
 
 
-def shown(text: str) -> str:
-    """Return text that cannot steer a terminal or reorder a line: what is not printable is spelled out."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+def shown(text: str, *, unicode: bool = True) -> str:
+    """Return text that cannot steer a terminal or reorder a line: what is not printable (or ASCII) is spelled out."""
+    return "".join(c if c.isprintable() and (unicode or c.isascii()) else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
