@@ -359,7 +359,7 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
         samples = min(site.stats.samples for site in sites if site.counts[Verdict.SILENT])
         yield Finding(
             "too-few-samples", "warning", "",
-            f"{silent:,} units never fired, and {samples:,} samples are too few to call one dead; "
+            f"{silent:,} unit{'s' * (silent > 1)} never fired, and {samples:,} samples are too few to call one dead; "
             f"{limits.n_star - samples:,} more would settle it",
         )  # fmt: skip
     if measurement.data.synthetic:
@@ -389,8 +389,8 @@ def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]
     elif counts[Verdict.DEAD] >= limits.warn_layer_dead * units and counts[Verdict.DEAD]:
         yield Finding(
             "layer-mostly-dead", "warning", key,
-            f"{key}: {counts[Verdict.DEAD]:,} of {units:,} units are dead; a network can work well with fewer units than "
-            "it has, so compare with an earlier checkpoint before you act",
+            f"{key}: {counts[Verdict.DEAD]:,} of {units:,} units are dead; a network can work well with fewer units "
+            "than it has, so compare with an earlier checkpoint before you act",
         )  # fmt: skip
     for verdict, slug, words in (
         (Verdict.NEGATIVE_ONLY, "negative-only", "units never left the negative side"),

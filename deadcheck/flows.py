@@ -22,6 +22,7 @@ from deadcheck.layout import (
     Flow,
     Known,
     Weight,
+    agree,
     at_axis,
     broadcast,
     concatenate,
@@ -40,6 +41,9 @@ from deadcheck.layout import (
 @dataclass(frozen=True)
 class Call:
     """One operator call, seen from the rules."""
+
+    name: str
+    """Operator, without namespace and overload."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -205,8 +209,15 @@ def _stack(call: Call) -> Result | None:
     if base.axes is None:
         return [Flow(None, feeds)]
     dim = call.argument(1, "dim", 0) % len(call.shape)
+    one_each = len(flows) == call.shape[dim] and all(flow.rows is not None and len(flow.rows) == 1 for flow in flows)
+    if one_each and not any(has(axis, SAMPLE) for axis in base.axes):
+        # The samples were taken apart one by one, and are put together again.
+        rows = torch.tensor([int(flow.rows[0]) for flow in flows])
+        axes = (*base.axes[:dim], (Atom(SAMPLE, len(rows)),) if len(rows) != 1 else (), *base.axes[dim:])
+        return [Flow(axes, feeds, base.axis_from, base.offset, rows)]
     axes = (*base.axes[:dim], positions(call.shape[dim]), *base.axes[dim:])
-    return [Flow(axes, feeds, base.axis_from, base.offset, base.rows)]
+    stacked = Flow(axes, feeds, base.axis_from, base.offset, base.rows)
+    return [stacked if agree(flows) else stacked.unsampled()]
 
 
 def _reduce(call: Call) -> Result | None:
@@ -329,7 +340,7 @@ def _embedding(call: Call) -> Result | None:
         return None
     known = call.look(indices)
     axes = known.axes if isinstance(known, Flow) and known.axes is not None else fresh(indices.shape, call.batch)
-    if len(axes) + 1 != len(call.shape):  # embedding_bag pools the indices of a bag
+    if "bag" in call.name:  # the indices of a bag are pooled
         axes = fresh(call.shape[:-1], call.batch)
     return [Flow((*axes, units(call.shape[-1])), (call.feed(weight),), "embedding", rows=_rows(known))]
 
@@ -364,7 +375,9 @@ def _sample_of_each(axes: Axes, rows: Any, device: Any) -> Any:
             if atom.role == SAMPLE:
                 along = (torch.arange(shape[dim], device=device) // inner) % atom.size * atom.stride
                 total += along.view([-1 if i == dim else 1 for i in range(len(shape))])
-    return total if rows is None else rows[total]
+    if rows is None:
+        return total
+    return torch.as_tensor(list(rows) if isinstance(rows, range) else rows, device=device)[total]
 
 
 def _index_select(flow: Flow, call: Call) -> Flow:
@@ -393,6 +406,45 @@ def _pixel_shuffle(flow: Flow, call: Call) -> Flow:
     size = channels[0].size // (r * r)
     new = (units(size, r * r), rows + units(r, r), columns + units(r, 1))
     return flow._replace(axes=(*lead, *new))
+
+
+def _pixel_unshuffle(flow: Flow, call: Call) -> Flow:
+    axes, r = _axes(flow), call.args[1]
+    if has(axes[-1], UNIT) or has(axes[-2], UNIT):
+        return Flow(None, flow.feeds)
+    *lead, channels = axes[:-2]
+    return flow._replace(axes=(*lead, channels + positions(r * r), *map(positions, call.shape[-2:])))
+
+
+def _channel_shuffle(flow: Flow, call: Call) -> Flow:
+    axes, groups = _axes(flow), call.args[1]
+    channels = axes[1]
+    if len(channels) != 1 or channels[0].role != UNIT:
+        return flow
+    width = channels[0].size // groups
+    stride = channels[0].stride
+    return flow._replace(axes=(axes[0], units(width, stride) + units(groups, stride * width), *axes[2:]))
+
+
+def _pack(call: Call) -> Result | None:
+    """Padded sequences packed time step by time step: row r of a step is the r-th longest sequence."""
+    flow = call.flow(0)
+    if flow is None or flow.axes is None:
+        return None
+    dim = 0 if call.argument(2, "batch_first", False) else 1
+    size = call.args[0].shape[dim]
+    if not has(flow.axes[dim], SAMPLE) or len(flow.axes[dim]) != 1:
+        return None
+    base = torch.arange(size) if flow.rows is None else torch.as_tensor(flow.rows)
+    rows = torch.cat([base[:count] for count in call.outputs[1].tolist()])
+    return [flow._replace(axes=((Atom(SAMPLE, len(rows)),), *flow.axes[2:]), rows=rows), None]
+
+
+def _trilinear(call: Call) -> Result | None:
+    """Bilinear layer: two inputs under one weight."""
+    lead = _leading(call.look(call.args[0]), call.args[0], call.batch)
+    rows = _rows(call.look(call.args[0]))
+    return [Flow((*lead, units(call.shape[-1])), (call.feed(call.weight(1)),), "bilinear", rows=rows)]
 
 
 def _attention(call: Call) -> Result | None:
@@ -426,7 +478,7 @@ def _pointwise(call: Call, *, replaces: bool | None = None) -> Result | None:
     ]
     if learnt and replaces:
         flow = flow._replace(feeds=(call.feed(learnt[0]),))
-    elif learnt and all(feed.name != learnt[0].owner for feed in flow.feeds):
+    elif learnt and all(feed.weight.rpartition(".")[0] != learnt[0].owner for feed in flow.feeds):
         flow = flow._replace(feeds=joined((*flow.feeds, call.feed(learnt[0]))))
     return [flow]
 
@@ -451,8 +503,12 @@ def _carried(flows: Sequence[tuple[Flow, tuple[int, ...]]], shape: tuple[int, ..
         return broadcast(fitting, shape)
     feeds = joined(feed for flow, _ in flows for feed in flow.feeds)
     flow, given = flows[0]
-    if flow.axes is None or len(given) != rank:
+    if flow.axes is None or not rank or not given:
         return Flow(None, feeds)
+    if len(given) != rank:
+        # Operators keep the batch first: what else they do to the axes is not known.
+        keeps = given[0] == shape[0] and has(flow.axes[0], SAMPLE)
+        return Flow((flow.axes[0], *map(positions, shape[1:])), feeds, rows=flow.rows) if keeps else Flow(None, feeds)
     lost = any(has(axis, UNIT) and old != new for axis, old, new in zip(flow.axes, given, shape, strict=True))
     kept = tuple(axis if old == new else positions(new) for axis, old, new in zip(flow.axes, given, shape, strict=True))
     moved = Flow(kept, feeds, flow.axis_from, flow.offset, flow.rows)
@@ -504,6 +560,10 @@ RULES: dict[str, Rule] = {
     "index_select": _moved(_index_select),
     "index": _moved(_index),
     "pixel_shuffle": _moved(_pixel_shuffle),
+    "pixel_unshuffle": _moved(_pixel_unshuffle),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _moved(_channel_shuffle)),
+    "_pack_padded_sequence": _pack,
+    "_trilinear": _trilinear,
     **dict.fromkeys(
         ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
          "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
@@ -520,7 +580,17 @@ RULES: dict[str, Rule] = {
 
 def carry(rule: Rule | None, call: Call) -> Result:
     """Return what is known of each output of a call."""
-    result = rule(call) if rule is not None else None
-    if result is None:
-        return default(call)
-    return list(result) + [None] * (len(call.outputs) - len(result))
+    try:
+        result = rule(call) if rule is not None else None
+    except (IndexError, TypeError, ValueError):
+        # An overload with other arguments than the rule was written for: what it does to the axes is not known.
+        result = None
+    known = default(call) if result is None else [*result, *[None] * (len(call.outputs) - len(result))]
+    return [_checked(item, tensor) for item, tensor in zip(known, call.outputs, strict=False)]
+
+
+def _checked(known: Known | None, tensor: Any) -> Known | None:
+    """Drop axes that are not those of the tensor, as under vmap, which shows other shapes than there are."""
+    if isinstance(known, Flow) and not known.fits(tensor.shape):
+        return Flow(None, known.feeds)
+    return known

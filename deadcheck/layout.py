@@ -42,6 +42,10 @@ class Feed(NamedTuple):
     """False for what stands before another activation, or has no parameters."""
 
 
+_LOST: range = range(0)
+"""Rows of a flow whose samples were lost: no row is any sample's."""
+
+
 class Flow(NamedTuple):
     """What is known of a tensor that depends on the data."""
 
@@ -56,12 +60,25 @@ class Flow(NamedTuple):
     """Index of the first unit, for a slice of a layer's units."""
 
     rows: Any = None
-    """Sample of each row, where rows were picked by index and the sample atom counts rows; None otherwise."""
+    """Sample of each row (a tensor or a range), where the sample atoms count rows that were picked; else None."""
 
     def demoted(self) -> Flow:
         """Return the flow with its units turned into positions."""
         axes = None if self.axes is None else tuple(demote(axis) for axis in self.axes)
         return Flow(axes, self.feeds, rows=self.rows)
+
+    def unsampled(self) -> Flow:
+        """Return the flow with its samples turned into positions, where they can no longer be told apart."""
+        axes = None if self.axes is None else tuple(demote(axis, SAMPLE) for axis in self.axes)
+        return self._replace(axes=axes, rows=_LOST)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell whether the axes are those of a tensor of this shape."""
+        if self.axes is None:
+            return True
+        return len(self.axes) == len(shape) and all(
+            math.prod(atom.size for atom in axis) == size for axis, size in zip(self.axes, shape, strict=True)
+        )
 
 
 class Weight(NamedTuple):
@@ -168,8 +185,15 @@ def slice_axis(flow: Flow, dim: int, start: int, size: int, step: int = 1) -> Fl
         offset += start // block * outer.stride
     else:
         sliced = positions(taken) + inner
+    rows = flow.rows
+    if outer.role == SAMPLE and aligned and not has(inner, SAMPLE):
+        known = range(outer.size) if rows is None else rows
+        rows = known[start // block : start // block + (taken - 1) * step + 1 : step]
+        sliced = samples(taken) + inner
+    elif has(axis, SAMPLE) and not (aligned and outer.role != SAMPLE):
+        return Flow((*flow.axes[:dim], positions(size), *flow.axes[dim + 1 :]), flow.feeds, axis_from).unsampled()
     axes = (*flow.axes[:dim], sliced, *flow.axes[dim + 1 :])
-    result = Flow(axes, flow.feeds, axis_from, offset, flow.rows)
+    result = Flow(axes, flow.feeds, axis_from, offset, rows)
     return result if axis_from or not flow.axis_from else result.demoted()
 
 
@@ -198,7 +222,23 @@ def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) ->
         axis, axis_from = positions(sum(sizes)), None
     axes = (*base.axes[:dim], axis, *base.axes[dim + 1 :])
     flow = Flow(axes, feeds, axis_from, rows=base.rows)
+    if not agree(known):
+        flow = flow.unsampled()
     return flow if axis_from or not base.axis_from else flow.demoted()
+
+
+def agree(flows: Sequence[Flow]) -> bool:
+    """Tell whether the rows of several tensors belong to the same samples."""
+    first = flows[0].rows
+    for flow in flows[1:]:
+        rows = flow.rows
+        if rows is first:
+            continue
+        if rows is None or first is None or type(rows) is not type(first):
+            return False
+        if not (rows == first if isinstance(rows, range) else rows.equal(first)):
+            return False
+    return True
 
 
 def _joined_axis(base: Flow, known: Sequence[Flow], sizes: Sequence[int], dim: int) -> Axis | None:
@@ -243,7 +283,8 @@ def broadcast(flows: Sequence[tuple[Flow, Sequence[int]]], shape: Sequence[int])
     axes: list[Axis] = []
     for back in range(len(shape), 0, -1):
         axes.append(_broadcast_axis(main, known, back, shape[-back]))
-    return Flow(tuple(axes), feeds, main.axis_from, main.offset, main.rows)
+    result = Flow(tuple(axes), feeds, main.axis_from, main.offset, main.rows)
+    return result if agree([flow for flow, _ in known]) else result.unsampled()
 
 
 def _broadcast_axis(main: Flow, known: Sequence[tuple[Flow, Sequence[int]]], back: int, size: int) -> Axis:

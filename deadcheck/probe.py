@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deadcheck import activations, flows
@@ -287,7 +288,7 @@ class Probe:
             for tensor in outputs:
                 self._learn(tensor, None)
             return
-        call = flows.Call(args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
+        call = flows.Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
         for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
             self._learn(tensor, known)
 
@@ -351,16 +352,18 @@ class Probe:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
         act = activations.recurrent(activations.GATED[type(module)])
         tensor = _first(output)
-        tensor = getattr(tensor, "data", tensor) if isinstance(tensor, tuple) else tensor
+        tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             return
         source = args[0] if args else None
+        source = source.data if isinstance(source, PackedSequence) else source
         known = self._look(source) if isinstance(source, Tensor) else None
         lead = known.axes[:-1] if isinstance(known, Flow) and known.axes is not None else None
         if lead is None or len(lead) + 1 != tensor.dim():
             lead = tuple(positions(size) for size in tensor.shape[:-1])
         axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
-        flow: Flow | None = Flow(axes, (self._feed(None),), act.name)
+        rows_of_input = known.rows if isinstance(known, Flow) else None
+        flow: Flow | None = Flow(axes, (self._feed(None),), act.name, rows=rows_of_input)
         flow, record, layout = self._prepare(tensor, flow, act)
         rows = self._rows_of(record, layout, flow)
         with self.aside():
@@ -372,7 +375,8 @@ class Probe:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
         assert self._batch is not None
         batch, path, shape = self._batch.samples, self._path(), tensor.shape
-        if flow is None or flow.axes is None or flow.axis_from is None:
+        if flow is None or flow.axes is None or flow.axis_from is None or not flow.fits(shape):
+            flow = flow if flow is None or flow.fits(shape) else Flow(None, flow.feeds)
             flow = guessed(shape, flow, batch)
         chosen = next((axis for pattern, axis in self.unit_axes if fnmatchcase(path, pattern)), None)
         if chosen is not None:
@@ -410,7 +414,8 @@ class Probe:
         assert self._batch is not None
         samples = self._batch.samples
         if flow.rows is not None and layout.n_samples == len(flow.rows):
-            return Rows(len(flow.rows), samples, flow.rows)
+            of = list(flow.rows) if isinstance(flow.rows, range) else flow.rows
+            return Rows(len(of), samples, torch.as_tensor(of, device=record.counter.device))
         if layout.n_samples == samples and flow.rows is None:
             return Rows(samples, samples)
         record.samples_from = "call"

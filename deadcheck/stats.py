@@ -175,6 +175,7 @@ class SiteCounter:
     def __init__(self, activation: Activation, n_units: int, device: torch.device, scratch: Scratch) -> None:
         self.activation = activation
         self.n_units = n_units
+        self.device = device
         self.samples = 0
         self.observations = 0
         self._scratch = scratch

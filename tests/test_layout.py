@@ -108,12 +108,23 @@ def test_a_slice_of_units_knows_which_units_it_took(shape, data) -> None:
     check(slice_axis(flow, dim, first, taken.shape[dim], step), taken, unit[index])
 
 
-def test_a_slice_of_samples_no_longer_tells_samples_apart() -> None:
+def test_a_slice_of_samples_remembers_which_samples_it_took() -> None:
+    flow, _, _ = start(6, 2, 1, 1)
+
+    sliced = slice_axis(slice_axis(flow, 0, 1, 5), 0, 1, 2, step=2)
+
+    # 1..5, and of these every second one from the second on: 2 and 4
+    assert list(sliced.rows) == [2, 4]
+    assert sliced.axes == (samples(2), units(2), (), ())
+
+
+def test_halves_of_a_batch_added_together_are_no_sample_any_more() -> None:
     flow, _, _ = start(4, 2, 1, 1)
+    first, second = slice_axis(flow, 0, 0, 2), slice_axis(flow, 0, 2, 2)
 
-    sliced = slice_axis(flow, 0, 0, 2)
+    mixed = broadcast([(first, (2, 2, 1, 1)), (second, (2, 2, 1, 1))], (2, 2, 1, 1))
 
-    assert sliced.axes == (positions(2), units(2), (), ())
+    assert mixed.axes == (positions(2), units(2), (), ())
 
 
 def test_units_side_by_side_add_up() -> None:

@@ -74,7 +74,7 @@ class _Report:
         chosen = sites[: self._options.limit] if self._options.limit else sites
         self._console.print(self._table(chosen))
         if len(chosen) < len(sites):
-            self._print(f"  {len(sites) - len(chosen):,} more layers are not shown (--limit)", "dim")
+            self._print(f"  not shown: {len(sites) - len(chosen):,} more (--limit)", "dim")
         if any(np.isin(site.codes, _OFF).any() for site in chosen):
             self._print(f"  {legend(unicode=self._options.unicode)}", "dim")
 
@@ -87,16 +87,15 @@ class _Report:
             columns["silent"] = [_silent(site) for site in sites]
         columns["zeros"] = [_zeros(site) for site in sites]
         if wide:
-            columns = {"activation": [Text(self._shown(site.stats.site.activation)) for site in sites], **columns}
+            columns = {"activation": [self._activation(site) for site in sites], **columns}
         fixed = sum(_width([head, *(text.plain for text in column)]) + 3 for head, column in columns.items())
         cells, name_width, others_width = _divided(options.width - fixed, names, others, 24 if wide else 16)
 
         table = Table(box=SIMPLE_HEAD if options.unicode else ASCII2, pad_edge=False, expand=False)
-        table.add_column("layer", no_wrap=True)
-        for head in columns:
-            table.add_column(head, justify="left" if head == "activation" else "right", no_wrap=True)
-        table.add_column("where", no_wrap=True)
-        table.add_column("others", no_wrap=True)
+        # Nothing folds at 80 columns; below, a number that is folded is still right, and one that is cut is not.
+        for head in ("layer", *columns, "where", "others"):
+            number = head in columns and head != "activation"
+            table.add_column(head, justify="right" if number else "left", overflow="fold")
         for i, site in enumerate(sites):
             where = strip(np.isin(site.codes, _OFF), cells, unicode=options.unicode)
             table.add_row(
@@ -107,15 +106,15 @@ class _Report:
             )
         return table
 
+    def _activation(self, site: SiteDiagnosis) -> Text:
+        return Text(self._middle(self._shown(site.stats.site.activation), 16))
+
     def _middle(self, text: str, width: int) -> str:
         """Shorten a name in its middle: layers differ at both ends."""
         if cell_len(text) <= width:
             return text
         keep = width - len(self._gap)
-        tail = text
-        while cell_len(tail) > keep - keep // 2:
-            tail = tail[1:]
-        return set_cell_size(text, keep // 2) + self._gap + tail
+        return set_cell_size(text, keep // 2) + self._gap + set_cell_size(text[::-1], keep - keep // 2)[::-1]
 
     def print_totals(self) -> None:
         diagnosis = self._diagnosis
@@ -187,7 +186,6 @@ class _Report:
         self._console.print(Text(self._shown(text), style))
 
     def _shown(self, text: str) -> str:
-        # The gap is ours, and is chosen to suit.
         return shown(text, unicode=self._options.unicode)
 
 
@@ -201,9 +199,8 @@ def _divided(room: int, names: Sequence[str], others: Sequence[Sequence[str]], c
     natural = max(_width(", ".join(items) for items in others), len("others"))
     single = max(_width(item + "," for items in others for item in items), len("others"))
     room -= 3 * 3 - 1  # three columns, of which the last needs no gap behind it
-    if room < cells + min(name, 16) + single:
-        cells = 8
     least = min(name, 16)
+    cells = max(8, min(cells, room - least - single))
     listed = max(single, min(natural, room - cells - least))
     return cells, max(8, min(name, room - cells - listed)), listed
 

@@ -24,7 +24,7 @@ def strip(off: npt.NDArray[np.bool_], cells: int, *, unicode: bool) -> str:
         elif n == total:
             out.append(levels[-1])
         else:
-            out.append(levels[min(n * (len(levels) - 1) // total, len(levels) - 2)])
+            out.append(levels[n * (len(levels) - 1) // total])
     return "".join(out)
 
 
