@@ -12,7 +12,7 @@ import pytest
 import deadcheck
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = Path(deadcheck.__file__).parent
+FOLDERS = ("deadcheck", "tests", "benchmarks", "sample_models")
 
 
 def modules_after(code: str) -> set[str]:
@@ -44,14 +44,53 @@ def test_that_test_can_fail() -> None:
     assert "torch" in modules_after("import deadcheck.probe")
 
 
+def lint_imports(config: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter, from the root, with the contracts of one file."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()"]
+    return subprocess.run(
+        [*command, "--no-cache", "--config", str(config)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def test_imports_keep_the_layers() -> None:
+    run = lint_imports(ROOT / "pyproject.toml")
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0 broken" in run.stdout
+
+
+def test_broken_layers_are_noticed(tmp_path: Path) -> None:
+    upside_down = tmp_path / "importlinter.ini"
+    upside_down.write_text(
+        "[importlinter]\nroot_package = deadcheck\n"
+        "[importlinter:contract:1]\nname = upside down\ntype = layers\n"
+        "layers =\n    deadcheck.errors\n    deadcheck.cli\n"
+    )
+
+    run = lint_imports(upside_down)
+
+    assert run.returncode == 1
+    assert "upside down BROKEN" in run.stdout
+
+
 def test_version_is_the_same_everywhere() -> None:
-    run = subprocess.run([sys.executable, "-m", "deadcheck", "--version"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "deadcheck", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    project = (ROOT / "pyproject.toml").read_text()
 
     assert run.stdout == f"deadcheck {deadcheck.__version__}\n"
+    assert 'dynamic = ["version"]' in project
+    assert 'version = { attr = "deadcheck.__version__" }' in project
+
+
+def sources() -> list[Path]:
+    """Return every Python file of the tree; build outputs and environments stand elsewhere."""
+    return [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
 def test_every_file_has_a_name_of_its_own() -> None:
-    names = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "base.py"))
+    names = Counter(path.name for path in sources() if path.name not in ("__init__.py", "base.py"))
 
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -59,7 +98,7 @@ def test_every_file_has_a_name_of_its_own() -> None:
 def test_there_is_no_drawer() -> None:
     drawers = {"utils", "helpers", "common", "misc", "tools"}
 
-    assert [path for path in PACKAGE.rglob("*") if path.stem in drawers] == []
+    assert [path for path in sources() if drawers & {path.stem, *path.relative_to(ROOT).parts}] == []
 
 
 def test_default_configuration_states_every_default() -> None:
