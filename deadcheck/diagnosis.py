@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from deadcheck.confidence import firing_bound, never_fired_bound, settled_below
 from deadcheck.config import Thresholds
+from deadcheck.ranges import ranges_of
 from deadcheck.sites import Family, InputSummary, Measurement, SiteStats
 
 
@@ -173,12 +174,7 @@ class SiteDiagnosis:
 
     def ranges(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the units of a verdict as inclusive ranges."""
-        index = np.flatnonzero(self.codes == _CODE[verdict])
-        if not index.size:
-            return []
-        cuts = np.flatnonzero(np.diff(index) > 1)
-        starts, stops = np.r_[index[0], index[cuts + 1]], np.r_[index[cuts], index[-1]]
-        return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
+        return list(ranges_of(self.codes == _CODE[verdict]))
 
     def verdict(self, unit: int) -> Verdict:
         """Return the verdict on one unit."""

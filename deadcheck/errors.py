@@ -70,3 +70,9 @@ class TrustRequired(DeadcheckError):
     """Reading the file would need trust that was not given."""
 
     exit_code = ExitCode.REFUSED
+
+
+def internal_error(error: Exception) -> str:
+    """Say that a fault is ours; what is not a DeadcheckError was not foreseen."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return f"internal error ({type(error).__name__}: {reason}); run again with --debug and report it"

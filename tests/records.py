@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from deadcheck.diagnosis import diagnose
+from deadcheck.record import Record, record_of
+from deadcheck.reports import Outcome
 from deadcheck.sites import (
     DataIdentity,
     Environment,
@@ -89,3 +92,13 @@ def measurement(*sites: SiteStats, **changes: Any) -> Measurement:
         "started": "2026-01-02T03:04:05Z",
     }
     return Measurement(sites=sites, **{**values, **changes})
+
+
+def record(*sites: SiteStats, **changes: Any) -> Record:
+    """Return what a report would hold of that scan."""
+    return record_of(diagnose(measurement(*sites, **changes)))
+
+
+def outcome(seen: Measurement, *, per_unit: bool = False) -> Outcome:
+    """Return the outcome of a scan that saw this, with no gate."""
+    return Outcome(seen.model.path, record_of(diagnose(seen), per_unit=per_unit))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deadcheck.config import FIELDS, Config, ScanSettings, Thresholds, find_config, load_config
 from deadcheck.errors import ConfigError
+from deadcheck.policy import Policy
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default.yaml"
 
@@ -60,6 +61,7 @@ def test_every_field_can_be_set_by_a_file() -> None:
     assert {
         "scan": tuple(f.name for f in fields(ScanSettings)),
         "thresholds": tuple(f.name for f in fields(Thresholds)),
+        "policy": tuple(f.name for f in fields(Policy))[:-2],  # the last two are thresholds
     } == FIELDS
 
 
@@ -188,14 +190,14 @@ ALL_SCAN = ", ".join(FIELDS["scan"])
     [
         # Names.
         ("scan: {}\nthreshold:\n  tau: 1%", "2: unknown key threshold; did you mean 'thresholds'?"),
-        ("zzz: 1", "1: unknown key zzz; there are scan, thresholds"),
+        ("zzz: 1", "1: unknown key zzz; there are extends, models, scan, thresholds, policy"),
         ("scan:\n  batchsize: 3", "2: unknown key scan.batchsize; did you mean 'batch_size'?"),
         ("scan:\n  zzz: 3", f"2: unknown key scan.zzz; there are {ALL_SCAN}"),
         ("scan:\n  tau: 1%", f"2: unknown key scan.tau; there are {ALL_SCAN}"),
         ("scan:\n  on: 1", f"2: unknown key scan.on; there are {ALL_SCAN}"),
-        ("no: 1", "1: unknown key no; there are scan, thresholds"),
-        ("1: 1", "1: unknown key 1; there are scan, thresholds"),
-        ("? [scan]\n: 1", "1: unknown key ?; there are scan, thresholds"),
+        ("no: 1", "1: unknown key no; there are extends, models, scan, thresholds, policy"),
+        ("1: 1", "1: unknown key 1; there are extends, models, scan, thresholds, policy"),
+        ("? [scan]\n: 1", "1: unknown key ?; there are extends, models, scan, thresholds, policy"),
         ("scan:\n  <<: {seed: 1}", f"2: unknown key scan.<<; there are {ALL_SCAN}"),
         ("scan:\n  seed: 1\n  gates: true\n  seed: 2", "4: scan.seed stands twice; keep one"),
         ("scan: {seed: 1}\nthresholds:\nscan: {gates: true}", "3: scan stands twice; keep one"),
@@ -297,7 +299,7 @@ def test_all_faults_of_a_file_are_listed(load: Load) -> None:
         "deadcheck.yaml:2: scan.batch_size: 0 is not a whole number of at least 1",
         "deadcheck.yaml:3: unknown key scan.sead; did you mean 'seed'?",
         "deadcheck.yaml:4: scan.gates: 'maybe' is not true or false",
-        "deadcheck.yaml:5: unknown key bogus; there are scan, thresholds",
+        "deadcheck.yaml:5: unknown key bogus; there are extends, models, scan, thresholds, policy",
         "deadcheck.yaml:7: thresholds.tau: '1e-2' is a string in YAML 1.1; write a dot and a sign, as 1.0e-3",
         "deadcheck.yaml:8: thresholds.tau stands twice; keep one",
     ]
@@ -335,7 +337,7 @@ def test_a_value_nested_ten_thousand_deep(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load("scan: " + "[" * 10_000 + "]" * 10_000)
 
-    assert str(caught.value) == (f"{tmp_path / 'deadcheck.yaml'}: nested too deeply; a configuration has two levels")
+    assert str(caught.value) == (f"{tmp_path / 'deadcheck.yaml'}: nested too deeply; a configuration has a few levels")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""One line a finding, for grep and for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from deadcheck.reports.base import Outcome, RenderOptions, inert, shown
+
+
+def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
+    """Render ``MODEL: RULE LEVEL MESSAGE`` for every finding; nothing where there is none."""
+    lines = [shown(line, unicode=options.unicode) for outcome in outcomes for line in _lines(outcome, options)]
+    return inert("".join(f"{line}\n" for line in lines))
+
+
+def _lines(outcome: Outcome, options: RenderOptions) -> Iterator[str]:
+    if outcome.failure is not None:
+        yield f"{outcome.name}: {outcome.status} {outcome.failure.message}"
+    for item in outcome.findings:
+        if options.quiet and not (item.active and item.level in ("error", "inconclusive")):
+            continue
+        why = "" if item.ignored is None else f" (because {item.ignored.reason})"
+        level = item.level if item.active else "ignored"
+        yield f"{outcome.name}: {item.rule or item.id} {level} {item.message}{why}"
