@@ -237,7 +237,7 @@ def _layer_change(case: Case, site: SiteRecord) -> Iterator[Breach]:
                 rule, site.key,
                 f"{after:,} of {units:,} units ({percent(after, units)}) are {_state(site)}, "
                 f"{change.before:,} ({percent(change.before, units)}) were in the baseline; "
-                f"{spelled(slack)} more of the layer are allowed",
+                f"allowed: {spelled(slack)} of the layer more",
                 count=after, of=units, limit=spelled(slack),
             )  # fmt: skip
             return
@@ -258,7 +258,7 @@ def _over(rule: str, where: str, found: int, of: int, limit: Fraction, units: Ra
     words = "are dead" if rule != "negative-only" else "are dead or never leave the negative side"
     return finding(
         rule, where,
-        f"{found:,} of {of:,} units ({percent(found, of, limit)}) {words}; {spelled(limit)} are allowed",
+        f"{found:,} of {of:,} units ({percent(found, of, limit)}) {words}; allowed: {spelled(limit)}",
         count=found, of=of, limit=spelled(limit), units=units,
     )  # fmt: skip
 
@@ -267,7 +267,7 @@ def _new(rule: str, site: SiteRecord, units: Ranges, limit: Fraction, words: str
     new = count(units)
     return finding(
         rule, site.key,
-        f"{new:,} of {site.units:,} units ({percent(new, site.units, limit)}) {words}; {spelled(limit)} are allowed",
+        f"{new:,} of {site.units:,} units ({percent(new, site.units, limit)}) {words}; allowed: {spelled(limit)}",
         count=new, of=site.units, limit=spelled(limit), units=units,
     )  # fmt: skip
 

@@ -1,7 +1,5 @@
 """The command line: registers the commands, and turns whatever happens into an exit code."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -78,7 +76,7 @@ def main() -> NoReturn:
 
 def _fail(code: ExitCode, message: str) -> NoReturn:
     """Say what went wrong on stderr, and on stdout too where a program reads it, and exit."""
-    from deadcheck.commands.output import print_error, print_text
+    from deadcheck.commands.printing import print_error, print_text
 
     print_error(message)
     if _wants_json(sys.argv[1:]):

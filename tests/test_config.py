@@ -65,7 +65,8 @@ def test_every_field_can_be_set_by_a_file() -> None:
     } == FIELDS
 
 
-def test_all_settings_at_once(load: Load) -> None:
+def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = load(
         """
         scan:

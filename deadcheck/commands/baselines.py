@@ -8,15 +8,16 @@ from pathlib import Path
 from deadcheck.baseline import pruned, trimmed, worse
 from deadcheck.commands.inputs import baseline_for, settings, targets_of
 from deadcheck.commands.measuring import Reading, Run, scanned
-from deadcheck.commands.output import check_place, print_text, write
+from deadcheck.commands.output import check_place, write
+from deadcheck.commands.printing import print_text
 from deadcheck.comparison import Comparison, compare
 from deadcheck.config import Config
 from deadcheck.errors import ExitCode, NothingMeasured, UsageError
 from deadcheck.ranges import count
 from deadcheck.record import STUCK, Record
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
-from deadcheck.reports.base import shown
 from deadcheck.reports.from_json import read_report
+from deadcheck.safe_text import shown
 from deadcheck.shares import percent
 
 _NAMED = 5

@@ -1,7 +1,5 @@
 """``deadcheck baseline write`` and ``deadcheck baseline prune``, the only writers of baselines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``deadcheck config validate``, ``deadcheck config show`` and ``deadcheck schema``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +22,9 @@ def validate(
     debug: options.Debug = False,
 ) -> ExitCode:
     """Check configuration files; every fault is told with its line."""
-    from deadcheck.commands.output import print_text
+    from deadcheck.commands.printing import print_text
     from deadcheck.config import find_config, load_config
-    from deadcheck.reports.base import shown
+    from deadcheck.safe_text import shown
 
     _check_format(format)
     found = find_config(Path.cwd())
@@ -54,9 +52,9 @@ def show(
     debug: options.Debug = False,
 ) -> ExitCode:
     """Show every setting, and where its value came from."""
-    from deadcheck.commands.output import print_text
+    from deadcheck.commands.printing import print_text
     from deadcheck.config import load_config, settings_of
-    from deadcheck.reports.base import shown
+    from deadcheck.safe_text import shown
 
     _check_format(format)
     rows = [(row.name, row.spelled, row.origin) for row in settings_of(load_config(config))]
@@ -73,7 +71,7 @@ def show(
 
 def schema() -> ExitCode:
     """Print the JSON Schema of deadcheck.yaml, for editors."""
-    from deadcheck.commands.output import print_text
+    from deadcheck.commands.printing import print_text
     from deadcheck.settings import json_schema
 
     print_text(json.dumps(json_schema(), indent=1) + "\n")

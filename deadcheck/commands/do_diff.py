@@ -1,7 +1,5 @@
 """``deadcheck diff``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +22,8 @@ def diff(
 
     Exits with 3 where the two cannot be compared.
     """
-    from deadcheck.commands.output import look_of, print_text
+    from deadcheck.commands.output import look_of
+    from deadcheck.commands.printing import print_text
     from deadcheck.comparison import compare
     from deadcheck.reports.as_diff import DIFFS, Diff
     from deadcheck.reports.from_json import read_report

@@ -1,7 +1,5 @@
 """``deadcheck init``."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +21,10 @@ def init(
     debug: options.Debug = False,
 ) -> ExitCode:
     """Write a commented deadcheck.yaml for the models in this folder."""
-    from deadcheck.commands.output import print_text, write
+    from deadcheck.commands.output import write
+    from deadcheck.commands.printing import print_text
     from deadcheck.config import FILE_NAME
-    from deadcheck.reports.base import shown
+    from deadcheck.safe_text import shown
 
     place = Path(FILE_NAME)
     if place.exists() and not force:

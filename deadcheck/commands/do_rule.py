@@ -1,7 +1,5 @@
 """``deadcheck rule``."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Annotated
@@ -19,7 +17,7 @@ def rule(
     format: options.TextOrJson = "text",
 ) -> ExitCode:
     """Say what a rule judges, why, and what to do."""
-    from deadcheck.commands.output import print_text
+    from deadcheck.commands.printing import print_text
     from deadcheck.rules import RULES, find_rule, page
 
     if format not in ("text", "json"):

@@ -1,7 +1,5 @@
 """``deadcheck scan``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from deadcheck.commands.printing import print_error, print_text
 from deadcheck.errors import UsageError
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
-from deadcheck.reports.base import shown
+from deadcheck.safe_text import plain
 
 FOR_PEOPLE = ("table", "text", "concise")
 
@@ -92,16 +93,6 @@ def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], loo
                     print_error(outcome.failure.message)
 
 
-def print_error(message: str) -> None:
-    """Say what went wrong, on stderr."""
-    print(f"deadcheck: error: {plain(message)}", file=sys.stderr)
-
-
-def plain(text: str) -> str:
-    """Return text that cannot steer a terminal: control and format characters are shown, not sent."""
-    return "\n".join(shown(line) for line in text.split("\n"))
-
-
 def write(path: str, text: str, name: str) -> None:
     """Print a report, or write it to a temporary file that then takes the place of the old one."""
     text = text if text.endswith("\n") or not text else text + "\n"
@@ -124,16 +115,6 @@ def write(path: str, text: str, name: str) -> None:
         raise UsageError(
             f"cannot write the {name} report to {path!r}: {error.strerror}; choose another place"
         ) from error
-
-
-def print_text(text: str) -> None:
-    """Print to stdout; a reader that went away (``| head``) changes nothing about the exit code."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would print a traceback when it flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _umask() -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deadcheck.reports.base import Outcome, RenderOptions, inert, shown
+from deadcheck.reports.base import Outcome, RenderOptions
+from deadcheck.safe_text import inert, shown
 
 
 def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
@@ -17,7 +18,8 @@ def _lines(outcome: Outcome, options: RenderOptions) -> Iterator[str]:
     if outcome.failure is not None:
         yield f"{outcome.name}: {outcome.status} {outcome.failure.message}"
     for item in outcome.findings:
-        if options.quiet and not (item.active and item.level in ("error", "inconclusive")):
+        fails = item.active and item.level in ("error", "inconclusive")
+        if (options.quiet and not fails) or (item.level == "note" and not options.verbose):
             continue
         why = "" if item.ignored is None else f" (because {item.ignored.reason})"
         level = item.level if item.active else "ignored"

@@ -11,7 +11,8 @@ from deadcheck.comparison import Comparison, LayerChange
 from deadcheck.errors import ExitCode
 from deadcheck.ranges import count, listed
 from deadcheck.reports.as_markdown import code_span
-from deadcheck.reports.base import RenderOptions, inert, shortened, shown, status_of
+from deadcheck.reports.base import RenderOptions, status_of
+from deadcheck.safe_text import inert, shortened, shown
 from deadcheck.shares import percent
 
 _MOST = 30

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from deadcheck.breach import Breach
-from deadcheck.reports.base import Outcome, RenderOptions, shortened, shown
+from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.locations import relative
+from deadcheck.safe_text import shortened, shown
 
 _MOST = 10
 """Annotations of one level that GitHub keeps of a step; it drops the rest without a word."""

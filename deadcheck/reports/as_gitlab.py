@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 from deadcheck.breach import Breach
-from deadcheck.reports.base import Outcome, RenderOptions, shown
+from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.locations import fingerprints, relative
+from deadcheck.safe_text import shown
 
 _SEVERITIES = {"error": "critical", "inconclusive": "major", "warning": "minor", "note": "info"}
 

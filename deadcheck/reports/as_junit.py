@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from deadcheck.breach import Breach
-from deadcheck.reports.base import Outcome, RenderOptions, shown
+from deadcheck.reports.base import Outcome, RenderOptions
+from deadcheck.safe_text import shown
 
 _MODEL = "model"
 """Case of what concerns a model as a whole."""

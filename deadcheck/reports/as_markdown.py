@@ -9,7 +9,8 @@ from deadcheck.breach import Breach
 from deadcheck.diagnosis import Verdict
 from deadcheck.errors import ExitCode
 from deadcheck.record import Record
-from deadcheck.reports.base import Outcome, RenderOptions, shortened, shown
+from deadcheck.reports.base import Outcome, RenderOptions
+from deadcheck.safe_text import shortened, shown
 from deadcheck.shares import percent
 
 _MOST_BYTES = 60_000

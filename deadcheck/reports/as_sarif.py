@@ -9,9 +9,10 @@ from typing import Any
 from deadcheck import __version__
 from deadcheck.breach import Breach
 from deadcheck.ranges import listed
-from deadcheck.reports.base import Outcome, RenderOptions, shown, worst_code
+from deadcheck.reports.base import Outcome, RenderOptions, worst_code
 from deadcheck.reports.locations import fingerprints, uri
 from deadcheck.rules import RULES, page
+from deadcheck.safe_text import shown
 
 _MOST = 5_000
 """Results that GitHub takes from one run."""

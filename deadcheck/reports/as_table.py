@@ -16,8 +16,9 @@ from deadcheck.breach import Breach
 from deadcheck.diagnosis import Verdict
 from deadcheck.ranges import mask_of
 from deadcheck.record import Record, SiteRecord
-from deadcheck.reports.base import Outcome, RenderOptions, inert, shown
+from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.strip import legend, strip
+from deadcheck.safe_text import inert, shown
 from deadcheck.shares import percent
 
 _OTHERS = (

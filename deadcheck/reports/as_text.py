@@ -10,7 +10,8 @@ from deadcheck.breach import Breach
 from deadcheck.errors import ExitCode
 from deadcheck.ranges import listed
 from deadcheck.record import STUCK, Record
-from deadcheck.reports.base import Outcome, RenderOptions, inert, shown, worst_code
+from deadcheck.reports.base import Outcome, RenderOptions, worst_code
+from deadcheck.safe_text import inert, shown
 from deadcheck.shares import percent
 
 _MOST = 30
@@ -70,6 +71,7 @@ class _Page:
             chosen = [item for item in chosen if item.level != "warning"]
         else:
             chosen += [item for item in findings if not item.active]
+        if self._options.verbose:
             chosen += [item for item in findings if item.active and item.level == "note"]
         most = self._options.limit or _MOST
         for item in chosen[:most]:

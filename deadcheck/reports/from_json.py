@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from deadcheck.config import Thresholds
 from deadcheck.diagnosis import Finding
 from deadcheck.errors import ExitCode, UsageError
 from deadcheck.gate import GateResult
-from deadcheck.ranges import Ranges, count
+from deadcheck.ranges import Ranges
 from deadcheck.record import Record, RunRecord, SiteRecord
 from deadcheck.reports.base import Failure, Outcome
 from deadcheck.sites import DataIdentity, Environment, InputSummary, ModelIdentity, Skipped
@@ -242,18 +242,15 @@ def _site_fault(site: SiteRecord) -> str | None:
         "dead": site.dead_units, "silent": site.silent_units, "negative_only": site.negative_only_units,
     }  # fmt: skip
     for name, ranges in listed.items():
-        if ranges is None:
-            continue
-        if not _in_order(ranges, site.units):
-            return f"its {name} units are not ascending ranges within {site.units:,} units"
-        if count(ranges) != site.counts.get(name, 0):
-            return f"{site.counts.get(name, 0):,} units are {name}, and {count(ranges):,} are listed"
+        if not ranges:
+            number = 0 if ranges is not None else site.counts.get(name, 0)
+        else:
+            starts, ends = np.array(ranges).T
+            if not (
+                (starts <= ends).all() and (starts[1:] > ends[:-1]).all() and starts[0] >= 0 and ends[-1] < site.units
+            ):
+                return f"its {name} units are not ascending ranges within {site.units:,} units"
+            number = int((ends - starts + 1).sum())
+        if number != site.counts.get(name, 0):
+            return f"{site.counts.get(name, 0):,} units are {name}, and {number:,} are listed"
     return None
-
-
-def _in_order(ranges: Sequence[tuple[int, int]], units: int) -> bool:
-    if not ranges:
-        return True
-    flat = np.array(ranges, dtype=object if max(max(pair) for pair in ranges) >= 2**62 else np.int64)
-    starts, ends = flat[:, 0], flat[:, 1]
-    return bool((starts <= ends).all() and (starts[1:] > ends[:-1]).all() and starts[0] >= 0 and ends[-1] < units)

@@ -15,8 +15,8 @@ import pytest
 from rich.cells import cell_len
 
 from deadcheck.reports import REPORTS, RenderOptions
-from deadcheck.reports.base import shown
 from deadcheck.reports.strip import legend, strip
+from deadcheck.safe_text import shown
 from deadcheck.shares import percent
 from deadcheck.sites import Family, Measurement, Skipped
 from tests.records import input_summary, measurement, outcome, site_stats
