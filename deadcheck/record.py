@@ -18,7 +18,8 @@ from deadcheck.sites import DataIdentity, Environment, InputSummary, ModelIdenti
 STUCK = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)
 """Verdicts on units that let nothing through, or nothing but a leak."""
 
-_COUNTED = ("dead", "silent", "rare", "faint", "saturated", "always_on", "negative_only", "invalid", "live")
+COUNTED = ("dead", "silent", "rare", "faint", "saturated", "always_on", "negative_only", "invalid", "live")
+"""Verdicts by name, in the order of the JSON report."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _site(site: SiteDiagnosis) -> SiteRecord:
         samples=stats.samples,
         observations=stats.observations,
         zero_rate=site.zero_rate,
-        counts={name: site.counts[Verdict(name)] for name in _COUNTED},
+        counts={name: site.counts[Verdict(name)] for name in COUNTED},
         upper_bound=site.upper_bound,
         dead_units=tuple(site.ranges(Verdict.DEAD)),
         silent_units=tuple(site.ranges(Verdict.SILENT)),

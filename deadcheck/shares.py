@@ -10,9 +10,9 @@ from deadcheck.errors import UsageError
 
 def share(text: str) -> Fraction:
     """Read ``5%`` or ``0.05`` exactly; UsageError says how to write it."""
-    if re.fullmatch(r"[1-9]\d*", text):
+    if re.fullmatch(r"[1-9][0-9]*", text):
         raise UsageError(f"{text} could mean {text}% or {text} times; write {text}% or {int(text) / 100:g}")
-    if not re.fullmatch(r"\d+(\.\d+)?(e-\d{1,2})?|\d+(\.\d+)?\s*%", text):
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]{1,2})?|[0-9]+(\.[0-9]+)? *%", text):
         raise UsageError(f"{text!r} is not a share; write it as 5% or 0.05")
     number = Fraction(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
     if number > 1:

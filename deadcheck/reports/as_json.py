@@ -11,14 +11,13 @@ from deadcheck import __version__
 from deadcheck.breach import Breach
 from deadcheck.errors import ExitCode
 from deadcheck.gate import GateResult
-from deadcheck.record import Record, SiteRecord, finite
+from deadcheck.record import COUNTED, Record, SiteRecord, finite
 from deadcheck.reports.base import Outcome, RenderOptions, code_of, status_of, worst_code
 from deadcheck.sites import InputSummary
 
 SCHEMA_VERSION = "1.0"
 """Raised in its first number when a key changes its name or meaning; new keys do not raise it."""
 
-_COUNTS = ("dead", "silent", "rare", "faint", "saturated", "always_on", "negative_only", "invalid", "live")
 _SITE_KEYS = tuple(f.name for f in fields(SiteRecord))
 
 
@@ -89,7 +88,7 @@ def _report(outcome: Outcome, options: RenderOptions) -> dict[str, Any]:
 
 
 def _totals(record: Record) -> dict[str, Any]:
-    counts = {name: sum(site.counts.get(name, 0) for site in record.sites) for name in _COUNTS}
+    counts = {name: sum(site.counts.get(name, 0) for site in record.sites) for name in COUNTED}
     return {
         "sites": len(record.sites),
         "units": record.units,

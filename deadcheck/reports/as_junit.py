@@ -46,15 +46,15 @@ def _case(outcome: Outcome, where: str, items: Sequence[Breach]) -> ElementTree.
     judged = outcome.gate is not None
     failed = [item for item in items if judged and item.active and item.level == "error"]
     unsure = [item for item in items if item.active and item.level == "inconclusive"]
+    reasons = [item.ignored.reason for item in items if item.ignored is not None]
     if outcome.failure is not None and not where:
         _child(case, "error", outcome.status, outcome.failure.message, outcome.failure.message)
     elif failed:
         _result(case, "failure", failed)
     elif unsure:
         _result(case, "error", unsure)
-    elif items and not any(item.active for item in items):
-        reason = "; ".join(item.ignored.reason for item in items if item.ignored is not None)
-        _child(case, "skipped", "ignored", reason, None)
+    elif reasons and not any(item.active and item.level != "note" for item in items):
+        _child(case, "skipped", "ignored", "; ".join(reasons), None)
     rest = [item for item in items if item not in failed and item not in unsure]
     if rest:
         ElementTree.SubElement(case, "system-out").text = "\n".join(_line(item) for item in rest)

@@ -23,7 +23,10 @@ def relative(path: str) -> str:
 def uri(path: str) -> str:
     """Return a path as a relative or absolute URI."""
     name = relative(path)
-    spelled = quote(os.fsencode(name), safe="/")
+    try:
+        spelled = quote(os.fsencode(name), safe="/")
+    except UnicodeEncodeError:  # no file has such a name; a report may claim one
+        spelled = quote(name.encode("utf-8", "backslashreplace"), safe="/")
     return f"file://{spelled}" if name.startswith("/") else spelled
 
 
