@@ -1,5 +1,6 @@
 """The command line: registers the commands, and turns whatever happens into an exit code."""
 
+import errno
 import os
 import re
 import sys
@@ -51,27 +52,36 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else ExitCode.PASSED)
+    except SystemExit as error:
+        if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+            _leave_reader()
+        # Code of the user's that a scan runs may end the process; whatever code it chose is no answer of ours.
+        _fail(ExitCode.ERROR, "the code of the model or the data called sys.exit(); nothing was judged")
     except DeadcheckError as error:
         if debug:
             raise
         _fail(error.exit_code, str(error))
-    except KeyboardInterrupt:
-        _fail(ExitCode.INTERRUPTED, "interrupted; nothing was written")
     except BrokenPipeError:
-        # The reader of what we printed went away, as in `deadcheck --help | head`; a report is printed by `commands`,
-        # which keeps its exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.PASSED)
+        _leave_reader()
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error from the parser
             _fail(ExitCode.ERROR, f"{error.format_message()}; see 'deadcheck --help'")
-        if isinstance(error, typer.Abort):
-            _fail(ExitCode.INTERRUPTED, "interrupted; nothing was written")
         if debug:
             raise
         # Whatever else was raised is a fault of ours, and must not end as exit code 1, which means a failed rule.
         _fail(ExitCode.ERROR, internal_error(error))
+    if code == ExitCode.INTERRUPTED:  # the parser catches Ctrl-C itself
+        _fail(ExitCode.INTERRUPTED, "interrupted; nothing was written")
+    sys.exit(code if isinstance(code, int) else ExitCode.PASSED)
+
+
+def _leave_reader() -> NoReturn:
+    """Exit when the reader of what we printed went away, as in ``deadcheck --help | head``.
+
+    A report is printed by the commands, which keep their exit code all the same.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(ExitCode.PASSED)
 
 
 def _fail(code: ExitCode, message: str) -> NoReturn:

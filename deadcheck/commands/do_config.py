@@ -1,6 +1,7 @@
 """``deadcheck config validate``, ``deadcheck config show`` and ``deadcheck schema``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -57,12 +58,11 @@ def show(
     from deadcheck.safe_text import shown
 
     _check_format(format)
-    rows = [(row.name, row.spelled, row.origin) for row in settings_of(load_config(config))]
+    found = settings_of(load_config(config))
     if format == "json":
-        print_text(
-            json.dumps([dict(zip(("name", "value", "from"), row, strict=True)) for row in rows], indent=1) + "\n"
-        )
+        print_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
         return ExitCode.PASSED
+    rows = [(row.name, row.spelled, row.origin) for row in found]
     widths = [max(len(shown(row[i])) for row in rows) for i in range(2)]
     for name, value, origin in rows:
         print_text(f"{shown(name):<{widths[0]}}  {shown(value):<{min(widths[1], 40)}}  {shown(origin)}\n")

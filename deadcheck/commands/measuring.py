@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +66,8 @@ def scanned(target: Target, run: Run) -> Record:
         key=reading.key or target.key,
     )
     path = Path(target.path)
-    with progress(path.name, quiet=run.quiet) as advance:
+    # What the user's code prints is not the report.
+    with redirect_stdout(sys.stderr), progress(path.name, quiet=run.quiet) as advance:
         return record_of(pipeline.scan_file(path, load, target.config, advance), per_unit=run.per_unit)
 
 

@@ -153,7 +153,7 @@ def _decoded(text: bytes, shape: type[_T], path: Path) -> _T:
             return msgspec.json.decode(text, type=shape)
         except msgspec.DecodeError:
             # A name may hold half of a surrogate pair, which JSON can spell and msgspec's reader refuses.
-            return msgspec.convert(json.loads(text), type=shape)
+            return msgspec.convert(json.loads(text, parse_constant=_finite, parse_float=_finite), type=shape)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         start = text[:40].lstrip()
         if not start.startswith(b"{"):
@@ -162,6 +162,13 @@ def _decoded(text: bytes, shape: type[_T], path: Path) -> _T:
             )
             raise UsageError(f"{path}: {kind}; name a report that deadcheck wrote with -o json=PATH") from error
         raise UsageError(f"{path}: not a deadcheck report ({error}); write it anew with -o json=PATH") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _outcome(report: _Report, numbers: _UnitsOnly, path: Path) -> Outcome:
