@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     """Could not do the job: usage, config, unreadable file, mismatch, or a crash."""
 
     NOTHING_JUDGED = 3
-    """Nothing to judge: no activation seen, or no samples."""
+    """Nothing to judge: no activation, no or too few samples; at a gate also random data, a baseline of other data."""
 
     REFUSED = 4
     """Refused: reading this would need trust."""

@@ -88,8 +88,7 @@ def test_the_action_hands_the_exit_code_on(tmp_path: Path, action, dead: int, co
 
 @pytest.mark.parametrize("name", ["models", "reports", "baseline", "config", "args", "sarif", "junit", "json"])
 @pytest.mark.parametrize(
-    "text",
-    ["$(touch marker)", "`touch marker`", "x; touch marker", "x' && touch marker #", 'x" || touch marker "', "*"],
+    "text", ["$(touch marker)`touch marker`; touch marker' && touch marker \" || touch marker #", "*"]
 )
 def test_no_input_is_read_as_code(tmp_path: Path, action, name: str, text: str) -> None:
     (tmp_path / "r.json").write_text(REPORTS["json"]([Outcome("net.pt", scan_record(site_record()))], RenderOptions()))
