@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from deadcheck.comparison import Comparison, LayerChange
 from deadcheck.diagnosis import Verdict
+from deadcheck.policy import Compare
 from deadcheck.ranges import Ranges, count, mask_of, ranges_of
 from deadcheck.record import Record, SiteRecord
 
@@ -16,9 +17,10 @@ def trimmed(record: Record) -> Record:
     return replace(record, findings=(), warnings=(), run=None, per_unit=())
 
 
-def worse(comparison: Comparison) -> list[LayerChange]:
-    """Return the layers in which more units are stuck than were, or other units are."""
-    return [change for change in comparison.layers if change.after > change.before or change.newly_stuck]
+def worse(comparison: Comparison, how: Compare) -> list[LayerChange]:
+    """Return the layers in which more units are stuck than were, or, compared by units, other ones are."""
+    by_units = how is Compare.UNITS
+    return [c for c in comparison.layers if c.after > c.before or (by_units and c.newly_stuck)]
 
 
 def pruned(old: Record, changes: Sequence[LayerChange]) -> Record:

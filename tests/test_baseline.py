@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deadcheck.baseline import pruned, trimmed, worse
 from deadcheck.comparison import compare
+from deadcheck.policy import Compare
 from deadcheck.record import RunRecord
 from tests.records import scan_record, site_record
 
@@ -39,4 +40,7 @@ def test_worse_is_more_stuck_units_or_others() -> None:
     old = scan_record(site_record("a", dead=10), site_record("b", dead=10), site_record("c", dead=[(0, 9)]))
     new = scan_record(site_record("a", dead=11), site_record("b", dead=9), site_record("c", dead=[(1, 9), (20, 20)]))
 
-    assert [change.key for change in worse(compare(old, new))] == ["a", "c"]
+    changes = compare(old, new)
+
+    assert [change.key for change in worse(changes, Compare.UNITS)] == ["a", "c"]
+    assert [change.key for change in worse(changes, Compare.RATES)] == ["a"]

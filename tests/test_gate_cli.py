@@ -421,7 +421,7 @@ def test_quiet_says_what_fails_and_nothing_else(project: Path) -> None:
     good, bad = report(project, "good"), report(project, "bad", dead=100)
 
     assert deadcheck("gate", "--report", good, "-q", cwd=project).stdout == ""
-    assert deadcheck("gate", "--report", bad, "-q", cwd=project).stdout.count("\n") == 4
+    assert deadcheck("gate", "--report", bad, "-q", cwd=project).stdout.count("\n") == 3
     assert "features.1: 0 of 100 units stuck (0%)" in deadcheck("gate", "--report", good, "-v", cwd=project).stdout
 
 
@@ -516,7 +516,8 @@ def test_a_better_baseline_is_not_replaced_by_a_worse_one(project: Path) -> None
     refused = deadcheck("baseline", "write", "--report", bad, "-o", "b.json", cwd=project)
 
     assert refused.returncode == 1
-    assert "b.json is better: features.1 10 stuck units, now 12, 2 of them new" in refused.stdout
+    assert "b.json is better, so it was left as it is; --accept-worse replaces it\n" in refused.stdout
+    assert "  features.1: 10 units stuck then, 12 now, 2 of them new\n" in refused.stdout
     assert (project / "b.json").read_bytes() == kept
     accepted = deadcheck("baseline", "write", "--report", bad, "-o", "b.json", "--accept-worse", cwd=project)
     assert accepted.returncode == 0
@@ -687,3 +688,10 @@ def test_two_thousand_layers_and_a_million_units(project: Path, big: Callable[[i
     assert sum(item["rule"] == "DC008" for item in document["findings"]) == 2_000
     assert len(text.splitlines()) < 100
     assert "1,970 DC008" in text
+
+
+def test_help_shows_the_defaults(project: Path) -> None:
+    text = script("gate", "--help", cwd=project, COLUMNS="200").stdout
+
+    for default in ("[default: 5%]", "[default: 299]", "[default: 64]", "[default: units]"):
+        assert default in text

@@ -48,13 +48,12 @@ def write_baseline(source: Source, output: Path | None, *, accept_worse: bool, q
     if place.exists() and not accept_worse:
         comparison = compare(read_report(place), record)
         _refuse_other(place, comparison, "--accept-worse replaces it all the same")
-        grown = worse(comparison)
+        grown = worse(comparison, config.policy.compare)
         if grown:
-            _say(f"{place} is better: " + "; ".join(
-                f"{c.key} {c.before:,} stuck units, now {c.after:,}, {count(c.newly_stuck):,} of them new"
-                for c in grown[:_NAMED]
-            ) + (f"; and {len(grown) - _NAMED:,} more layers" if len(grown) > _NAMED else "")
-                + ". Nothing was written; --accept-worse replaces it all the same")  # fmt: skip
+            lost = [f"{c.key}: {c.before:,} units stuck then, {c.after:,} now, {count(c.newly_stuck):,} of them new"
+                    for c in grown[:_NAMED]]  # fmt: skip
+            lost += [f"and {len(grown) - _NAMED:,} more layers"] if len(grown) > _NAMED else []
+            _say(f"{place} is better, so it was left as it is; --accept-worse replaces it", *lost)
             return ExitCode.FAILED
     _save(place, trimmed(record))
     return ExitCode.PASSED
@@ -107,5 +106,5 @@ def _save(place: Path, record: Record) -> None:
          f"{len(record.sites):,} layers")  # fmt: skip
 
 
-def _say(text: str) -> None:
-    print_text(f"{shown(text)}\n")
+def _say(head: str, *lines: str) -> None:
+    print_text("".join(f"{shown(line)}\n" for line in (head, *(f"  {line}" for line in lines))))

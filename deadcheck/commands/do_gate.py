@@ -34,23 +34,23 @@ def gate(
     compare: Annotated[
         str | None,
         typer.Option(
-            help="units (a later checkpoint of one training) or rates (trained anew) [default: units]",
+            help="units (a later checkpoint of one training) or rates (trained anew) \\[default: units]",
             rich_help_panel=_POLICY,
             show_default=False,
         ),
     ] = None,
-    max_layer_dead: Annotated[str | None, _limit("dead share of a layer that is allowed [default: off]")] = None,
-    max_model_dead: Annotated[str | None, _limit("dead share of all units that is allowed [default: off]")] = None,
+    max_layer_dead: Annotated[str | None, _limit("dead share of a layer that is allowed \\[default: off]")] = None,
+    max_model_dead: Annotated[str | None, _limit("dead share of all units that is allowed \\[default: off]")] = None,
     max_new_dead: Annotated[
-        str | None, _limit("share of a layer that may have died since the baseline [default: 5%]")
+        str | None, _limit("share of a layer that may have died since the baseline \\[default: 5%]")
     ] = None,
     max_worse: Annotated[
-        str | None, _limit("points by which a layer's dead share may exceed the baseline's [default: 5%]")
+        str | None, _limit("points by which a layer's dead share may exceed the baseline's \\[default: 5%]")
     ] = None,
     min_samples: Annotated[
         int | None,
         typer.Option(
-            help="samples below which nothing is judged [default: 299]",
+            help="samples below which nothing is judged \\[default: 299]",
             min=0,
             rich_help_panel=_POLICY,
             show_default=False,

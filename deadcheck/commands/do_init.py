@@ -49,43 +49,40 @@ def _models() -> Iterator[Path]:
 
 def _text(models: list[Path]) -> str:
     lines = [
-        "# What 'deadcheck gate' judges, and what it allows. 'deadcheck config show' lists every setting,",
-        "# 'deadcheck rule' every rule, 'deadcheck schema' prints a schema for your editor.",
+        "# What 'deadcheck gate' judges, and what it allows.",
+        "# 'deadcheck config show' lists every setting, 'deadcheck rule' every rule;",
+        "# 'deadcheck schema' prints a schema for your editor.",
         "# Trust (--allow-class) is never given here, only on the command line.",
         "",
-        "extends: default            # or ci-strict, ci-ratchet, transformer",
+        "extends: default          # or ci-strict, ci-ratchet, transformer",
         "",
+        "# A model may also say:",
+        "#   data: samples.npz     # a few hundred real samples, prepared as in training",
+        "#   arch: mynet.py:build  # the code that builds it, where the file holds weights",
+        "#   baseline: base/{name}.json   # written by 'deadcheck baseline write'",
         "models:",
     ]
     for path in models:
         lines += _entry(path)
     if not models:
-        lines += ["  # - path: models/net.pt", "  #   data: models/net.sample.npz"]
+        lines.append("  # - path: models/net.pt")
     lines += [
         "",
         "policy:",
-        "  # max_layer_dead: 60%     # share of a layer that may be dead; healthy networks reach 58%",
-        "  max_new_dead: 5%          # with a baseline: share of a layer that may have died since",
-        "  # layers:                 # for some layers only, the first match holds",
+        "  # max_layer_dead: 60%   # share of a layer that may be dead; healthy nets reach 58%",
+        "  max_new_dead: 5%        # with a baseline: share of a layer that may have died since",
+        "  # layers:               # for some layers only, the first match holds",
         "  #   - {match: 'head.*', max_layer_dead: 30%}",
-        "  # ignores:                # findings that were looked at and accepted",
-        "  #   - {rule: layer-dead, layer: 'aux.*', reason: 'trained later', until: 2030-12-31}",
+        "  # ignores:              # findings that were looked at and accepted",
+        "  #   - {rule: layer-dead, layer: 'aux.*', reason: later, until: 2030-12-31}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _entry(path: Path) -> list[str]:
     sample = next((s for s in (path.with_suffix(f".sample{end}") for end in _SAMPLES) if s.is_file()), None)
-    lines = [f"  - path: {_scalar(path.as_posix())}"]
-    if sample is None:
-        lines.append("    # data: samples.npz      # a few hundred real samples, prepared as in training")
-    else:
-        lines.append(f"    data: {_scalar(sample.as_posix())}")
-    lines += [
-        "    # arch: mynet.py:build    # the code that builds it, where the file holds weights alone",
-        "    # baseline: baselines/{name}.json   # write it with: deadcheck baseline write",
-    ]
-    return lines
+    data = [] if sample is None else [f"    data: {_scalar(sample.as_posix())}"]
+    return [f"  - path: {_scalar(path.as_posix())}", *data]
 
 
 def _scalar(text: str) -> str:

@@ -17,7 +17,7 @@ Data = Annotated[
 ]  # fmt: skip
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="samples per forward pass [default: 64]", min=1, rich_help_panel=DATA, show_default=False),
+    typer.Option(help="samples per forward pass \\[default: 64]", min=1, rich_help_panel=DATA, show_default=False),
 ]
 MaxSamples = Annotated[
     int | None, typer.Option(help="stop after this many samples", min=1, rich_help_panel=DATA, show_default=False)
@@ -25,7 +25,7 @@ MaxSamples = Annotated[
 Unpack = Annotated[
     str | None,
     typer.Option(
-        help="what of a batch goes to the model: auto, first, args or kwargs [default: auto]", rich_help_panel=DATA,
+        help="what of a batch goes to the model: auto, first, args or kwargs \\[default: auto]", rich_help_panel=DATA,
         show_default=False,
     ),
 ]  # fmt: skip
@@ -63,9 +63,11 @@ Key = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="where to run [default: cpu]", rich_help_panel=MEASURE, show_default=False)
+    str | None, typer.Option(help="where to run \\[default: cpu]", rich_help_panel=MEASURE, show_default=False)
 ]
-Seed = Annotated[int | None, typer.Option(help="random seed [default: 0]", rich_help_panel=MEASURE, show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option(help="random seed \\[default: 0]", rich_help_panel=MEASURE, show_default=False)
+]
 Units = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,7 +83,7 @@ Call = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        help="configuration file [default: deadcheck.yaml here or above]", rich_help_panel=MEASURE, show_default=False
+        help="configuration file \\[default: deadcheck.yaml here or above]", rich_help_panel=MEASURE, show_default=False
     ),
 ]
 Output = Annotated[
@@ -96,7 +98,7 @@ PerUnit = Annotated[bool, typer.Option("--per-unit", help="every unit's numbers 
 Limit = Annotated[
     int | None,
     typer.Option(
-        help="layers or findings shown, worst first [default: all, or 30 findings]", min=1, rich_help_panel=REPORT,
+        help="layers or findings shown, worst first \\[default: all, or 30 findings]", min=1, rich_help_panel=REPORT,
         show_default=False,
     ),
 ]  # fmt: skip

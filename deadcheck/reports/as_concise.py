@@ -16,7 +16,9 @@ def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
 
 def _lines(outcome: Outcome, options: RenderOptions) -> Iterator[str]:
     if outcome.failure is not None:
-        yield f"{outcome.name}: {outcome.status} {outcome.failure.message}"
+        # A failure's message usually begins with the file.
+        message = outcome.failure.message.removeprefix(f"{outcome.name}: ").replace("\n", "; ")
+        yield f"{outcome.name}: {outcome.status} {message}"
     for item in outcome.findings:
         fails = item.active and item.level in ("error", "inconclusive")
         if (options.quiet and not fails) or (item.level == "note" and not options.verbose):

@@ -53,7 +53,8 @@ def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
         out.append("")
     if left:
         out.append(f"{left:,} more findings do not fit here; the JSON report has them all.")
-    return "\n".join(out).rstrip() + "\n"
+    # Two line ends: a host may append to a summary, and what follows a tag without a blank line is part of it.
+    return "\n".join(out).rstrip() + "\n\n"
 
 
 def _head(outcome: Outcome) -> Iterator[str]:

@@ -68,6 +68,9 @@ class _Report:
         self.print_findings()
         self.print_skipped()
         self.print_foot()
+        if self._outcome.gate is not None:
+            answer = {"pass": "PASSED", "fail": "FAILED"}.get(self._outcome.status, "NOT JUDGED")
+            self._print(answer, "bold green" if answer == "PASSED" else "bold red")
 
     def print_head(self) -> None:
         model, data, env = self._record.model, self._record.data, self._record.env
@@ -163,7 +166,8 @@ class _Report:
             level = finding.level if finding.active else "note"
             kinds.setdefault((level, finding.id), []).append(finding)
         for (level, _), findings in kinds.items():
-            label = f"{_LABELS[level]}: " if findings[0].active else "ignored: "
+            rule = f" {findings[0].rule}" if self._outcome.gate is not None and findings[0].rule else ""
+            label = f"{_LABELS[level]}{rule}: " if findings[0].active else f"ignored{rule}: "
             for finding in findings[:_ALIKE]:
                 self._console.print(Text(label, _STYLES[level]) + Text(self._shown(finding.message)))
             more = [finding.where for finding in findings[_ALIKE:]]

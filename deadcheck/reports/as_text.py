@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from deadcheck.breach import Breach
 from deadcheck.errors import ExitCode
-from deadcheck.ranges import listed
+from deadcheck.ranges import count, listed
 from deadcheck.record import STUCK, Record
 from deadcheck.reports.base import Outcome, RenderOptions, worst_code
 from deadcheck.safe_text import inert, shown
@@ -80,7 +80,7 @@ class _Page:
             lines = list(self._wrapped(head, self._shown(item.message)))
             yield self._painted(lines[0][: len(head)], _COLORS[color]) + lines[0][len(head) :]
             yield from lines[1:]
-            if item.units and len(item.units) < (item.of or 0) and item.active:
+            if item.active and 0 < count(item.units) < (item.of or 0):
                 yield from self._wrapped(" " * len(head), listed(item.units))
             if item.ignored is not None:
                 until = f", until {item.ignored.until}" if item.ignored.until else ""
