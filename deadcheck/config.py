@@ -218,9 +218,10 @@ def _built(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     limits = _section(values, "policy")
     if "compare" in limits:
         limits["compare"] = Compare(limits["compare"])
-    for name, record in (("layers", LayerPolicy), ("ignores", Ignore)):
-        if name in limits:
-            limits[name] = tuple(record(**row) for row in limits[name])
+    if "layers" in limits:
+        limits["layers"] = tuple(_layer(row) for row in limits["layers"])
+    if "ignores" in limits:
+        limits["ignores"] = tuple(Ignore(**row) for row in limits["ignores"])
     # The share at which the scan warns is the one at which the gate warns.
     limits["warn_layer_dead"] = Fraction(str(thresholds.warn_layer_dead))
     limits["explosion_growth"] = thresholds.explosion_growth
@@ -231,6 +232,12 @@ def _built(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
         models=tuple(ModelEntry(**row) for row in values.get("models", ())),
         origins=dict(origins),
     )
+
+
+def _layer(row: Mapping[str, Any]) -> LayerPolicy:
+    """Build what holds for some layers; a limit that is off there allows all of a layer, one not given is inherited."""
+    given: dict[str, Any] = {name: Fraction(1) if value is None else value for name, value in row.items()}
+    return LayerPolicy(**given)
 
 
 def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:

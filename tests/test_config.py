@@ -513,6 +513,13 @@ def test_a_fault_of_a_policy_is_told_with_its_line(load: Load, text: str, fault:
     assert fault.replace("DC003?", "") in faults(load, text)[0].removeprefix("deadcheck.yaml:")
 
 
+def test_a_limit_that_is_off_for_a_layer_is_not_inherited(load: Load) -> None:
+    policy = load("policy: {max_layer_dead: 5%, layers: [{match: a, max_layer_dead: off}, {match: b}]}").policy
+
+    assert policy.limit("max_layer_dead", policy.layer("a", "a")) == 1
+    assert policy.limit("max_layer_dead", policy.layer("b", "b")) == Fraction(5, 100)
+
+
 def test_an_empty_list_is_none(load: Load) -> None:
     assert load("models:\npolicy: {layers: null, ignores: []}") == Config()
 

@@ -425,6 +425,12 @@ def test_quiet_says_what_fails_and_nothing_else(project: Path) -> None:
     assert "features.1: 0 of 100 units stuck (0%)" in deadcheck("gate", "--report", good, "-v", cwd=project).stdout
 
 
+def test_the_readme_shows_what_the_gate_prints() -> None:
+    run = deadcheck("gate", "sample_models/history/crash_05.pt", "-d", "sample_models/history/held_out.npz")
+
+    assert f"```text\n{run.stdout}```" in (ROOT / "README.md").read_text()
+
+
 # A configured project.
 
 
