@@ -156,13 +156,15 @@ def _is_text(start: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a zip, stored as it is."""
+    """A member of a zip."""
 
     name: str
     offset: int
     """Where its bytes begin in the file."""
 
     size: int
+    packed: bool = False
+    """Whether it is compressed, as the code of a TorchScript program may be."""
 
     @property
     def inner(self) -> str:
@@ -229,7 +231,7 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
     if signature != b"PK\x03\x04":
         raise ValueError("a member without a header")
     name = file.read(length).decode("utf-8" if flags & 0x800 else "cp437")
-    return Member(name, info.header_offset + 30 + length + extra, info.compress_size)
+    return Member(name, info.header_offset + 30 + length + extra, info.compress_size, info.compress_type != 0)
 
 
 def read_member(path: Path, member: Member) -> bytes:
