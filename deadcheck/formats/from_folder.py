@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,12 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from deadcheck.errors import ModelFileError, TrustRequired, UsageError
-from deadcheck.formats.base import LoadedModel, LoadOptions
+from deadcheck.formats.base import INDEX, LoadedModel, LoadOptions, identity_of
 from deadcheck.formats.from_safetensors import read_safetensors
 from deadcheck.formats.from_state_dict import load_weights
-from deadcheck.sites import ModelIdentity
 
-_INDEX = "model.safetensors.index.json"
 _MAX_JSON = 64 << 20
 
 
@@ -29,24 +26,22 @@ def open_folder(path: Path, options: LoadOptions) -> LoadedModel:
         weights: dict[str, Tensor] = {}
         for shard in shards:
             weights.update(read_safetensors(shard))
-        loaded = load_weights(path, weights, options, "hf-dir")
-        identity = _identity(path, shards, "arch", loaded.identity.arch, loaded.identity.prefix_stripped)
-        return LoadedModel(loaded.module, identity, loaded.warnings)
+        return load_weights(path, weights, options, "hf-dir")
     config = _read_json(path / "config.json")
     _refuse_what_runs(path, config)
-    return LoadedModel(_from_library(path, config), _identity(path, shards, "audited"))
+    return LoadedModel(_from_library(path, config), identity_of(path, "hf-dir", "audited"))
 
 
 def _shards(path: Path) -> list[Path]:
     """Return the files of weights, which an index may name, inside the folder only."""
     names = sorted(item.name for item in path.glob("*.safetensors"))
-    if (path / _INDEX).is_file():
-        index = _read_json(path / _INDEX)
+    if (path / INDEX).is_file():
+        index = _read_json(path / INDEX)
         table = index.get("weight_map")
         named = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
         strange = [name for name in named if not re.fullmatch(r"[\w.\-]+", name)]
         if strange or not named:
-            raise ModelFileError(f"{path / _INDEX}: names no files of this folder; download the folder again")
+            raise ModelFileError(f"{path / INDEX}: names no files of this folder; download the folder again")
         if missing := [name for name in named if name not in names]:
             raise ModelFileError(f"{path}: {len(missing)} of its files are missing ({missing[0]}); download them too")
         names = named
@@ -130,18 +125,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         log.set_verbosity(before)
         if bars:
             log.enable_progress_bar()
-
-
-def _identity(
-    path: Path, shards: list[Path], read: str, arch: str | None = None, prefix: str | None = None
-) -> ModelIdentity:
-    """Return who a folder is: the digest of its config and weights, by name."""
-    digest, size = hashlib.sha256(), 0
-    for file in [path / "config.json", path / _INDEX, *shards]:
-        if file.is_file():
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                for block in iter(lambda: stream.read(1 << 20), b""):
-                    digest.update(block)
-            size += file.stat().st_size
-    return ModelIdentity(str(path), digest.hexdigest(), size, "hf-dir", read, arch, prefix)
