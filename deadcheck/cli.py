@@ -9,7 +9,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from deadcheck import __version__
-from deadcheck.commands import do_baseline, do_config, do_diff, do_gate, do_init, do_report, do_rule, do_scan
+from deadcheck.commands import (
+    do_baseline,
+    do_config,
+    do_diff,
+    do_gate,
+    do_init,
+    do_inspect,
+    do_report,
+    do_rule,
+    do_scan,
+)
 from deadcheck.errors import DeadcheckError, ExitCode, internal_error
 
 app = typer.Typer(
@@ -22,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(do_scan.scan)
 app.command()(do_gate.gate)
+app.command()(do_inspect.inspect)
 app.command()(do_diff.diff)
 app.command()(do_report.report)
 app.add_typer(do_baseline.app, name="baseline")

@@ -30,10 +30,7 @@ class Source:
     model: Path | None
     report: Path | None
     data: str | None
-    arch: str | None
-    arch_args: tuple[str, ...]
-    allow_classes: tuple[str, ...]
-    key: str | None
+    reading: Reading
     config: Path | None
 
 
@@ -79,11 +76,10 @@ def _scan(source: Source, config: Config, *, quiet: bool, debug: bool) -> tuple[
         record = read_report(source.report)
         name = record.model.path
     else:
-        reading = Reading(source.arch, source.arch_args, source.allow_classes, source.key)
         targets = targets_of([] if source.model is None else [source.model], config)
         if len(targets) != 1:
             raise UsageError(f"{len(targets)} models fit; name one, since each has a baseline of its own")
-        name, record = targets[0].path, scanned(targets[0], Run(config, reading, None, quiet=quiet, debug=debug))
+        name, record = targets[0].path, scanned(targets[0], Run(config, source.reading, None, quiet=quiet, debug=debug))
     if record.data.synthetic:
         raise NothingMeasured("a scan on random numbers is no baseline; give real samples with --data")
     if not record.sites or record.data.samples < record.thresholds.n_star:

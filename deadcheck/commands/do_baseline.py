@@ -31,6 +31,7 @@ def write(
     arch_arg: options.ArchArg = None,
     allow_class: options.AllowClass = None,
     key: options.Key = None,
+    trust: options.Trust = False,
     config: options.ConfigFile = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -40,8 +41,10 @@ def write(
     Exits with 1, and writes nothing, where the baseline that is there is better.
     """
     from deadcheck.commands.baselines import Source, write_baseline
+    from deadcheck.commands.measuring import Reading
 
-    source = Source(model, report, data, arch, tuple(arch_arg or ()), tuple(allow_class or ()), key, config)
+    reading = Reading(arch, tuple(arch_arg or ()), tuple(allow_class or ()), key, trust=trust)
+    source = Source(model, report, data, reading, config)
     return write_baseline(source, output, accept_worse=accept_worse, quiet=quiet, debug=debug)
 
 
@@ -55,6 +58,7 @@ def prune(
     arch_arg: options.ArchArg = None,
     allow_class: options.AllowClass = None,
     key: options.Key = None,
+    trust: options.Trust = False,
     config: options.ConfigFile = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -64,6 +68,8 @@ def prune(
     Nothing that is newly stuck is added. Exits with 3 where the two cannot be compared.
     """
     from deadcheck.commands.baselines import Source, prune_baseline
+    from deadcheck.commands.measuring import Reading
 
-    source = Source(model, report, data, arch, tuple(arch_arg or ()), tuple(allow_class or ()), key, config)
+    reading = Reading(arch, tuple(arch_arg or ()), tuple(allow_class or ()), key, trust=trust)
+    source = Source(model, report, data, reading, config)
     return prune_baseline(source, baseline, quiet=quiet, debug=debug)

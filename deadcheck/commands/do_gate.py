@@ -69,6 +69,7 @@ def gate(
     arch_arg: options.ArchArg = None,
     allow_class: options.AllowClass = None,
     key: options.Key = None,
+    trust: options.Trust = False,
     device: options.Device = None,
     seed: options.Seed = None,
     units: options.Units = None,
@@ -120,7 +121,7 @@ def gate(
         "policy.compare": compare, "policy.min_samples": min_samples,
     }  # fmt: skip
     run = Run(
-        settings(config, flags), Reading(arch, arch_arg or (), allow_class or (), key), baseline,
+        settings(config, flags), Reading(arch, arch_arg or (), allow_class or (), key, trust=trust), baseline,
         per_unit=per_unit, quiet=quiet, debug=debug,
     )  # fmt: skip
     outcomes = gated(models or [], report or [], run)

@@ -27,6 +27,7 @@ def scan(
     arch_arg: options.ArchArg = None,
     allow_class: options.AllowClass = None,
     key: options.Key = None,
+    trust: options.Trust = False,
     device: options.Device = None,
     seed: options.Seed = None,
     units: options.Units = None,
@@ -47,7 +48,7 @@ def scan(
 ) -> ExitCode:
     """Measure how often every unit is zero, and say which are dead.
 
-    A model of torch.nn classes is read safely with no flag; weights need --arch; nothing in a file is ever run.
+    A model of torch.nn classes is read safely with no flag; weights need --arch; a file runs only with --trust.
     """
     from deadcheck.commands.inputs import settings, shape_of, unit_axes
     from deadcheck.commands.measuring import Reading, Run, scans
@@ -69,7 +70,7 @@ def scan(
         "scan.gates": gates or None,
         "scan.call": call,
     }
-    reading = Reading(arch, arch_arg or (), allow_class or (), key)
+    reading = Reading(arch, arch_arg or (), allow_class or (), key, trust=trust)
     run = Run(settings(config, flags), reading, None, per_unit=per_unit, quiet=quiet, debug=debug)
     outcomes = list(scans([] if model is None else [model], run))
     publish(outcomes, outputs, look)

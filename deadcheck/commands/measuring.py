@@ -25,6 +25,7 @@ class Reading:
     arch_args: Sequence[str]
     allow_classes: Sequence[str]
     key: str | None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def scanned(target: Target, run: Run) -> Record:
         arch_args=arguments,
         allow_classes=tuple(reading.allow_classes),
         key=reading.key or target.key,
+        trust=reading.trust,
     )
     path = Path(target.path)
     # What the user's code prints is not the report.

@@ -62,6 +62,9 @@ Key = Annotated[
         help="entry of a checkpoint that holds the model or its weights", rich_help_panel=MODEL, show_default=False
     ),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="let this file run as a program, as TorchScript is", rich_help_panel=MODEL)
+]
 Device = Annotated[
     str | None, typer.Option(help="where to run \\[default: cpu]", rich_help_panel=MEASURE, show_default=False)
 ]
