@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from deadcheck.diagnosis import Verdict
-from deadcheck.ranges import BoolArray, Ranges, mask_of, ranges_of
+from deadcheck.ranges import Ranges, mask_of, ranges_of
 from deadcheck.record import STUCK, Record, SiteRecord
 from deadcheck.sites import Skipped
 
@@ -83,23 +81,20 @@ def _never_ran(site: SiteRecord, skipped: tuple[Skipped, ...]) -> bool:
 
 def _change(then: SiteRecord, now: SiteRecord) -> LayerChange:
     units = now.units
-    was_stuck = _mask(then, units)
-    is_off, is_stuck = mask_of(now.off_units, units), _mask(now, units)
+    was_stuck = mask_of(then.off_units, units) | mask_of(then.negative_only_units or (), units)
+    is_off = mask_of(now.off_units, units)
+    is_stuck = is_off | mask_of(now.negative_only_units or (), units)
+    newly_off = ranges_of(is_off & ~was_stuck)
     return LayerChange(
         key=now.key,
         units=units,
         before=then.count(*STUCK),
         off=now.count(*_OFF),
         after=now.count(*STUCK),
-        newly_off=ranges_of(is_off & ~was_stuck),
-        newly_stuck=ranges_of(is_stuck & ~was_stuck),
+        newly_off=newly_off,
+        newly_stuck=ranges_of(is_stuck & ~was_stuck) if now.negative_only_units else newly_off,
         back=ranges_of(was_stuck & ~is_stuck),
     )
-
-
-def _mask(site: SiteRecord, units: int) -> BoolArray:
-    stuck: BoolArray = np.logical_or(mask_of(site.off_units, units), mask_of(site.negative_only_units or (), units))
-    return stuck
 
 
 def _layers_differ(old: Record, new: Record, lost: tuple[str, ...]) -> Iterator[str]:

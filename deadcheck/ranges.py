@@ -19,11 +19,16 @@ def ranges_of(mask: BoolArray) -> Ranges:
     return tuple(zip(edges[::2].tolist(), (edges[1::2] - 1).tolist(), strict=True))
 
 
-def mask_of(ranges: Iterable[tuple[int, int]], units: int) -> BoolArray:
-    """Return a mask over ``units`` units that is true inside the ranges."""
-    mask = np.zeros(units, np.bool_)
-    for first, last in ranges:
-        mask[first : last + 1] = True
+def mask_of(ranges: Ranges, units: int) -> BoolArray:
+    """Return a mask over ``units`` units that is true inside disjoint ranges."""
+    if not ranges:
+        return np.zeros(units, np.bool_)
+    steps = np.zeros(units + 1, np.int8)
+    first, last = np.array(ranges).T
+    # Disjoint ranges have no two first units alike and no two last ones, so plain indexing adds each once.
+    steps[first] += 1
+    steps[last + 1] -= 1
+    mask: BoolArray = np.cumsum(steps[:-1], dtype=np.int8).astype(np.bool_)
     return mask
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -249,15 +250,26 @@ def _site_fault(site: SiteRecord) -> str | None:
         "dead": site.dead_units, "silent": site.silent_units, "negative_only": site.negative_only_units,
     }  # fmt: skip
     for name, ranges in listed.items():
-        if not ranges:
-            number = 0 if ranges is not None else site.counts.get(name, 0)
-        else:
-            starts, ends = np.array(ranges).T
-            if not (
-                (starts <= ends).all() and (starts[1:] > ends[:-1]).all() and starts[0] >= 0 and ends[-1] < site.units
-            ):
-                return f"its {name} units are not ascending ranges within {site.units:,} units"
-            number = int((ends - starts + 1).sum())
-        if number != site.counts.get(name, 0):
-            return f"{site.counts.get(name, 0):,} units are {name}, and {number:,} are listed"
+        wrong = _ranges_fault(name, ranges, site)
+        if wrong is not None:
+            return wrong
+    if sum(bool(ranges) for ranges in listed.values()) < 2:
+        return None
+    together = sorted((pair for ranges in listed.values() for pair in ranges or ()), key=lambda pair: pair[0])
+    if any(last >= first for (_, last), (first, _) in pairwise(together)):
+        return "a unit has two verdicts"
     return None
+
+
+def _ranges_fault(name: str, ranges: Ranges | None, site: SiteRecord) -> str | None:
+    expected = site.counts.get(name, 0)
+    if ranges is None:
+        return None
+    number = 0
+    if ranges:
+        starts, ends = np.array(ranges).T
+        ascending = (starts <= ends).all() and (starts[1:] > ends[:-1]).all()
+        if not ascending or starts[0] < 0 or ends[-1] >= site.units:
+            return f"its {name} units are not ascending ranges within {site.units:,} units"
+        number = int((ends - starts + 1).sum())
+    return None if number == expected else f"{expected:,} units are {name}, and {number:,} are listed"

@@ -123,6 +123,10 @@ def test_the_agreed_keys_are_enough_for_every_report(tmp_path: Path) -> None:
         (lambda r: r["sites"][0].update(samples=-1), "a count below 0"),
         (lambda r: r["data"].update(samples=-5), "-5 samples"),
         (lambda r: r["sites"].append(r["sites"][0]), "layer 'relu#2' stands twice"),
+        (
+            lambda r: r["sites"][0].update(silent_units=[[5, 5]], counts={"dead": 31, "silent": 1, "live": 224}),
+            "a unit has two verdicts",
+        ),
         (lambda r: r.update(findings=[{"id": "x", "level": "fatal", "where": "", "message": "m"}]), "a level"),
     ],
 )
