@@ -155,6 +155,20 @@ def test_a_working_net_with_much_of_a_layer_dead_is_not_failed_by_defaults(name:
         assert [site["counts"]["dead"] for site in document["sites"]] == [0, 29, 30]
 
 
+def test_a_real_model_does_not_pass_once_its_relus_leak(project: Path) -> None:
+    net = torch.load(ROOT / "sample_models" / "digits_mlp.pt", weights_only=False)
+    leaky = nn.Sequential(*(nn.LeakyReLU(0.01) if isinstance(layer, nn.ReLU) else layer for layer in net))
+    torch.save(leaky, project / "patched.pt")
+    args = ("-d", ROOT / "sample_models" / "digits_mlp.sample.npz", "--max-layer-dead", "60%", "-f", "json")
+    before, after = (parsed(deadcheck("gate", path, *args)) for path in ("sample_models/digits_mlp.pt",
+                                                                         project / "patched.pt"))  # fmt: skip
+
+    assert [site["counts"]["dead"] for site in after["sites"]] == [0, 0]
+    for document, rule in ((before, "DC001"), (after, "DC014")):
+        found = next(item for item in document["findings"] if item["level"] == "error")
+        assert (document["exit_code"], found["rule"], found["where"], found["count"]) == (1, rule, "1", 206)
+
+
 # Every exit code; under -f json stdout parses in each.
 
 

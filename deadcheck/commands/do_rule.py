@@ -1,6 +1,8 @@
 """``deadcheck rule``."""
 
 import json
+import shutil
+import textwrap
 from dataclasses import asdict
 from typing import Annotated
 
@@ -29,5 +31,6 @@ def rule(
         width = max(len(item.name) for item in RULES)
         print_text("".join(f"{item.code}  {item.name:<{width}}  {item.summary}\n" for item in RULES))
     else:
-        print_text(page(chosen[0]))
+        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+        print_text("\n\n".join(textwrap.fill(part, width) for part in page(chosen[0]).split("\n\n")) + "\n")
     return ExitCode.PASSED
