@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -140,24 +139,3 @@ def test_every_folder_of_the_package_is_installed() -> None:
     assert folders | {"deadcheck.configs"} == {name for name in listed if (ROOT / name.replace(".", "/")).is_dir()} | {
         "deadcheck.configs"
     }
-
-
-def code_lines(path: Path) -> int:
-    """Lines of a file that hold code: no blank ones, no comments, no docstrings."""
-    tree = ast.parse(path.read_text())
-    strings = {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for line in range(node.lineno, (node.end_lineno or 0) + 1)
-    }
-    lines = path.read_text().splitlines()
-    return sum(
-        bool(line.strip()) and not line.strip().startswith("#") and i not in strings for i, line in enumerate(lines, 1)
-    )
-
-
-def test_no_file_of_the_package_is_too_long_to_read() -> None:
-    long = {path.name: code_lines(path) for path in (ROOT / "deadcheck").rglob("*.py") if code_lines(path) > 350}
-
-    assert set(long) <= {"data.py", "flows.py", "probe.py"}
