@@ -1,9 +1,9 @@
 """Anonymous memory that scanning a large state dict takes above what the forward pass itself takes.
 
-    python benchmarks/large_weights.py [--width 8192] [--layers 8] [--folder DIR]
+    python benchmarks/large_weights.py [--width 8192] [--layers 8]
 
-Writes the weights of a wide MLP once (2.1 GB by default), as a torch file and as safetensors, and scans each in a process
-of its own. Anonymous memory is ``RssAnon`` of /proc/self/status, sampled every 10 ms; pages of the file are not in it.
+Writes the weights of a wide MLP (2.1 GB by default), as a torch file and as safetensors, and scans each in a process of
+its own. Anonymous memory is ``RssAnon`` of /proc/self/status, sampled every 10 ms; pages of the file are not in it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def scan(path: Path, width: int, layers: int) -> None:
     import deadcheck
 
     sample = torch.from_numpy(np.random.default_rng(0).standard_normal((64, width), dtype=np.float32))
-    load = deadcheck.LoadOptions(arch=f"{path.with_name('wide.py')}:build", arch_args={"width": width, "layers": layers})
+    load = deadcheck.LoadOptions(
+        arch=f"{path.with_name('wide.py')}:build", arch_args={"width": width, "layers": layers}
+    )
     warm = torch.nn.Linear(width, 8)
     warm(sample)
     with Peak() as peak:
