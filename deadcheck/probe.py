@@ -10,35 +10,37 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows
+from deadcheck import activations, flows, picks, recurrent
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
+from deadcheck.calls import Call, axes_of
 from deadcheck.errors import ProbeError
 from deadcheck.layout import (
-    Axes,
+    SAMPLE,
     Feed,
     Flow,
     Known,
     Plan,
     Weight,
     at_axis,
-    demote,
+    count,
     fresh,
     guessed,
     plan,
     positions,
-    units,
 )
 from deadcheck.preserve import transformer_fast_path_off
-from deadcheck.sites import Site, SiteStats, Skipped
+from deadcheck.roster import Roster, SiteRecord
+from deadcheck.sites import SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
 
@@ -48,32 +50,6 @@ _HIDES_ACTIVATION = ("_transformer_encoder_layer_fwd", "_native_multi_head_atten
 _running = threading.local()
 
 
-@dataclass(frozen=True)
-class _Signature:
-    """What makes two activation calls the same site."""
-
-    module: str
-    activation: str
-    weights: tuple[str, ...]
-    offset: int
-    units: int
-    turn: int
-    """Which of several calls on the very same values this is, in order of their places in the code."""
-
-
-@dataclass
-class _SiteRecord:
-    signature: _Signature
-    activation: Activation
-    counter: SiteCounter
-    fed_by: tuple[str, ...]
-    axis: int
-    axis_from: str
-    samples_from: str = "batch"
-    is_module: bool = False
-    key: str = ""
-
-
 @dataclass
 class _Batch:
     """What is known only while one forward pass runs."""
@@ -81,10 +57,22 @@ class _Batch:
     samples: int
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     serial: int = 0
-    places: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
+
+
+class _Seen(NamedTuple):
+    """How one activation call is counted."""
+
+    record: SiteRecord
+    flow: Flow
+    layout: Plan
+    rows: Rows
+
+    @property
+    def counter(self) -> SiteCounter:
+        return self.record.counter
 
 
 class Probe:
@@ -107,7 +95,7 @@ class Probe:
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = _module_names(model)
         self._weights, self._holders = _weights(model, self._names)
-        self._sites: dict[_Signature, _SiteRecord] = {}
+        self._roster = Roster(self._aliases)
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._ran: set[str] = set()
         self._stack: list[nn.Module] = []
@@ -144,6 +132,7 @@ class Probe:
     ) -> Iterator[None]:
         """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on."""
         self._batch = _Batch(samples)
+        self._roster.start_batch()
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
@@ -151,7 +140,7 @@ class Probe:
         try:
             with torch.no_grad(), _Mode(self):
                 yield
-            for record in self._sites.values():
+            for record in self._roster:
                 record.counter.finish_batch(first_sample)
         finally:
             self._batch = None
@@ -163,28 +152,11 @@ class Probe:
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
-        records = [record for record in self._sites.values() if record.counter.samples]
-        _name(records)
-        return tuple(record.counter.freeze(self._site(record)) for record in records)
+        return tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Return what ran and was not measured, and what never ran."""
         return (*self._skipped.values(), *self._never_ran())
-
-    def _site(self, record: _SiteRecord) -> Site:
-        module = record.signature.module
-        return Site(
-            key=record.key,
-            module=module,
-            activation=record.activation.name,
-            family=record.activation.family,
-            fed_by=record.fed_by,
-            axis=record.axis,
-            axis_from=record.axis_from,
-            units=record.signature.units,
-            aliases=self._aliases.get(module, ()),
-            samples_from=record.samples_from,
-        )
 
     # Which module runs.
 
@@ -230,8 +202,8 @@ class Probe:
             return func(*args, **kwargs)
         name, rule, resolve = self._rule_of(func)
         activation = resolve(args, kwargs) if resolve is not None else None
-        if activation is not None and not self._is_constant(name, args):
-            return self._activate(func, name, activation, args, kwargs)
+        if activation is not None and (z := self._input(name, args)) is not None:
+            return self._activate(func, name, activation, z, args, kwargs)
         output = func(*args, **kwargs)
         self._carry(name, rule, args, kwargs, output)
         suspect = batch.suspects.see(name, args, output)
@@ -256,11 +228,19 @@ class Probe:
         elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
             self._skip(str(func), self._path(), "an activation fused with its layer; its input cannot be seen")
 
-    def _is_constant(self, name: str, args: tuple[Any, ...]) -> bool:
-        """Tell whether the operator works on weights or constants alone, as a parametrised weight does."""
-        if name == "maximum" and isinstance(self._look(args[1]), Flow):
-            return True  # the larger of two results, not a comparison with 0
-        return isinstance(self._look(args[0]), Weight)
+    def _input(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
+        """Return the values that an activation works on; None where it works on none that depend on the data."""
+        z = args[0]
+        if name == "maximum":
+            z, other = args if activations.is_zero(args[1]) else args[::-1]
+            known = self._look(other)
+            if isinstance(known, Flow) and known.feeds:
+                return None  # the larger of two results, not a comparison with 0
+        if isinstance(self._look(z), Weight):
+            self._skip(name, self._path(), "works on weights or constants alone, the same for every sample")
+            return None
+        assert isinstance(z, Tensor)
+        return z
 
     def _look(self, value: Any) -> Known | None:
         if not isinstance(value, Tensor):
@@ -284,13 +264,17 @@ class Probe:
             return
         inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values())))
         assert self._batch is not None
-        if not any(known is not None for _, known in inputs):
+        if name not in flows.MAKERS and not any(known is not None for _, known in inputs):
             for tensor in outputs:
                 self._learn(tensor, None)
             return
-        call = flows.Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
+        call = Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
         for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
             self._learn(tensor, known)
+            if name.endswith("_") and tensor._base is not None:
+                self._learn(
+                    tensor._base, picks.written(self._look(tensor._base), tensor._base, tensor, known, call.batch)
+                )
 
     def _feed(self, weight: Weight | None) -> Feed:
         """Return a new run of a layer, named by the module that holds the weight."""
@@ -306,8 +290,9 @@ class Probe:
 
     # What an activation does.
 
-    def _activate(self, func: Any, name: str, act: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        z = args[0]
+    def _activate(
+        self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         flow = self._look(z)
         flow = flow if isinstance(flow, Flow) else None
         is_gate = self._in_gated() and not self.gates
@@ -315,18 +300,17 @@ class Probe:
             if z.is_complex():
                 self._skip(str(func), self._path(), "complex values have no sign; not measured")
             output = func(*args, **kwargs)
-            self._after(output, flow, act)
+            self._pass_by(output, flow, act)
             return output
         if name == "glu":
             return self._activate_glu(func, act, args, kwargs, flow)
-        flow, record, layout = self._prepare(z, flow, act)
-        rows = self._rows_of(record, layout, flow)
+        seen = self._prepare(z, flow, act)
         with self.aside():
-            record.counter.see_input(z, layout, rows)
+            seen.counter.see_input(z, seen.layout, seen.rows)
         output = func(*args, **kwargs)
         with self.aside():
-            record.counter.see_output(_first(output), layout, rows)
-        self._after(output, flow, act)
+            seen.counter.see_output(_first(output), seen.layout, seen.rows)
+        self._after(output, seen)
         return output
 
     def _activate_glu(self, func: Any, act: Activation, args: tuple[Any, ...], kwargs: Any, flow: Flow | None) -> Any:
@@ -340,97 +324,92 @@ class Probe:
             half = tuple(a._replace(size=a.size // 2) if i == 0 and a.size % 2 == 0 else a for i, a in enumerate(axis))
             half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
             flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
-        flow, record, layout = self._prepare(output, flow, act)
-        rows = self._rows_of(record, layout, flow)
-        with self.aside():
-            record.counter.see_input(gate, layout, rows)
-            record.counter.see_output(output, layout, rows)
-        self._after(output, flow, act)
+        self._count(gate, output, seen := self._prepare(output, flow, act))
+        self._after(output, seen)
         return output
+
+    def _count(self, z: Tensor, h: Tensor, seen: _Seen) -> None:
+        with self.aside():
+            seen.counter.see_input(z, seen.layout, seen.rows)
+            seen.counter.see_output(h, seen.layout, seen.rows)
 
     def _see_recurrent(self, module: nn.Module, args: Any, output: Any) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
         act = activations.recurrent(activations.GATED[type(module)])
-        tensor = _first(output)
-        tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
-        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+        tensor, states = recurrent.outputs(output)
+        if tensor is None or tensor.numel() == 0:
             return
-        source = args[0] if args else None
-        source = source.data if isinstance(source, PackedSequence) else source
+        source = args[0].data if args and isinstance(args[0], PackedSequence) else args[0] if args else None
         known = self._look(source) if isinstance(source, Tensor) else None
-        lead = known.axes[:-1] if isinstance(known, Flow) and known.axes is not None else None
-        if lead is None or len(lead) + 1 != tensor.dim():
-            lead = tuple(positions(size) for size in tensor.shape[:-1])
-        axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
-        rows_of_input = known.rows if isinstance(known, Flow) else None
-        flow: Flow | None = Flow(axes, (self._feed(None),), act.name, rows=rows_of_input)
-        flow, record, layout = self._prepare(tensor, flow, act)
-        rows = self._rows_of(record, layout, flow)
-        with self.aside():
-            record.counter.see_input(tensor, layout, rows)
-            record.counter.see_output(tensor, layout, rows)
-        self._learn(tensor, flow)
+        flow = recurrent.carried(known, tensor, self._feed(None), act.name)
+        self._count(tensor, tensor, seen := self._prepare(tensor, flow, act))
+        self._learn(tensor, seen.flow)
+        for state in states:
+            self._learn(state, recurrent.last(module, args[0] if args else None, flow, state))
 
-    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> tuple[Flow, _SiteRecord, Plan]:
+    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> _Seen:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
         assert self._batch is not None
-        batch, path, shape = self._batch.samples, self._path(), tensor.shape
+        path, shape = self._path(), tensor.shape
         if flow is None or flow.axes is None or flow.axis_from is None or not flow.fits(shape):
             flow = flow if flow is None or flow.fits(shape) else Flow(None, flow.feeds)
-            flow = guessed(shape, flow, batch)
-        chosen = next((axis for pattern, axis in self.unit_axes if fnmatchcase(path, pattern)), None)
-        if chosen is not None:
-            flow = at_axis(flow, shape, chosen, "user")
-        assert flow.axes is not None
-        layout = plan(flow.axes)
-        names = tuple(dict.fromkeys(feed.name for feed in flow.feeds))
-        weights = tuple(sorted({feed.weight for feed in flow.feeds}))
-        turn = self._turn((path, act.name, flow.feeds, flow.offset))
-        signature = _Signature(path, act.name, weights, flow.offset, layout.n_units, turn)
-        record = self._sites.get(signature)
-        if record is None:
+            flow = guessed(shape, flow, self._batch.samples)
+        flow = told = self._chosen(flow, shape, (path, f"{path}:{act.name}"))
+
+        def make(weight: str, keys: tuple[str, ...]) -> SiteRecord:
+            own = told if told.axis_from == "user" else self._chosen(told, shape, keys)
+            layout = plan(axes_of(own))
+            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(own, len(shape))
             counter = SiteCounter(act, layout.n_units, tensor.device, self._scratch)
-            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(flow, chosen, len(shape))
-            record = _SiteRecord(signature, act, counter, names, axis, flow.axis_from or "guess")
-            record.is_module = self._in_activation_module()
-            self._sites[signature] = record
-        return flow, record, layout
+            is_module = self._in_activation_module()
+            return SiteRecord(act, path, layout.n_units, counter, axis, own.axis_from or "guess", is_module, weight)
 
-    def _turn(self, same: tuple[Any, ...]) -> int:
-        """Number the places in the code that apply an activation to the very same values, as in relu(x), relu(-x)."""
-        assert self._batch is not None
-        place = 0
-        frame = sys._getframe(2)
-        while frame is not None:
-            place = hash((place, id(frame.f_code), frame.f_lasti))
-            frame = frame.f_back  # type: ignore[assignment]
-        places = self._batch.places.setdefault(same, [])
-        if place not in places:
-            places.append(place)
-        return places.index(place)
+        n_units = plan(axes_of(flow)).n_units
+        record = self._roster.find(path, act, flow, units=n_units, place=_place(), make=make)
+        if record.axis_from == "user" != flow.axis_from:
+            flow = at_axis(flow, shape, record.axis, "user")
+        elif flow.axis_from == "guess":
+            record.axis_from = "guess"  # other calls may have been told
+        flow, rows = self._rows_of(record, flow)
+        return _Seen(record, flow, plan(axes_of(flow)), rows)
 
-    def _rows_of(self, record: _SiteRecord, layout: Plan, flow: Flow) -> Rows:
-        """Tell which sample each row of the values belongs to."""
+    def _chosen(self, flow: Flow, shape: Sequence[int], names: Sequence[str]) -> Flow:
+        """Return the flow with its units on the axis that the user chose for one of these names."""
+        chosen = (axis for pattern, axis in self.unit_axes if any(fnmatchcase(name, pattern) for name in names))
+        axis = next(chosen, None)
+        return flow if axis is None else at_axis(flow, shape, axis, "user")
+
+    def _rows_of(self, record: SiteRecord, flow: Flow) -> tuple[Flow, Rows]:
+        """Tell which sample each row of the values belongs to; where none can be told, rows are positions."""
         assert self._batch is not None
-        samples = self._batch.samples
-        if flow.rows is not None and layout.n_samples == len(flow.rows):
-            of = list(flow.rows) if isinstance(flow.rows, range) else flow.rows
-            return Rows(len(of), samples, torch.as_tensor(of, device=record.counter.device))
-        if layout.n_samples == samples and flow.rows is None:
-            return Rows(samples, samples)
+        batch, counted, rows = self._batch.samples, count(axes_of(flow), SAMPLE), flow.rows
+        if batch == 1:
+            return flow.unsampled()._replace(rows=None), Rows(1, 1)
+        if rows is None and counted == batch:
+            return flow, Rows(batch, batch)
+        if rows is not None and counted == len(rows) > 0:
+            of = list(rows) if isinstance(rows, range) else rows
+            return flow, Rows(len(rows), batch, torch.as_tensor(of, device=record.counter.device))
         record.samples_from = "call"
-        return Rows(1, 1)
+        return flow.unsampled(), Rows(1, 1)
 
-    def _after(self, output: Any, flow: Flow | None, act: Activation) -> None:
+    def _after(self, output: Any, seen: _Seen) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self._batch is not None
         self._batch.serial += 1
-        path = self._path()
-        is_module = self._in_activation_module()
-        feed = Feed(path if is_module else f"{path}:{act.name}", f"{path}:{act.name}", self._batch.serial, False)
-        known = None if flow is None else flow._replace(feeds=(feed,))
+        feed = Feed(seen.record.weight, seen.record.weight, self._batch.serial, False)
         for tensor in _flat(output):
-            self._learn(tensor, known)
+            self._learn(tensor, seen.flow._replace(feeds=(feed,)))
+
+    def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
+        """Carry an activation that is not measured."""
+        assert self._batch is not None
+        self._batch.serial += 1
+        name = f"{self._path()}:{act.name}"
+        for tensor in _flat(output):
+            self._learn(
+                tensor, None if flow is None else flow._replace(feeds=(Feed(name, name, self._batch.serial, False),))
+            )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -491,11 +470,18 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _single_axis(flow: Flow, chosen: int | None, rank: int) -> int:
+def _single_axis(flow: Flow, rank: int) -> int:
     """Return the axis of a site with one unit, which no atom marks."""
-    if chosen is not None:
-        return chosen % max(rank, 1)
     return 1 if flow.axis_from is not None and flow.axis_from.startswith("conv") and rank > 2 else max(rank - 1, 0)
+
+
+def _place() -> int:
+    """Return a number for the place in the code from which an activation was called."""
+    place, frame = 0, sys._getframe(2)
+    while frame is not None:
+        place = hash((place, id(frame.f_code), frame.f_lasti))
+        frame = frame.f_back  # type: ignore[assignment]
+    return place
 
 
 def _cuts(name: str) -> list[int]:
@@ -523,23 +509,8 @@ def _weights(model: nn.Module, names: Mapping[nn.Module, str]) -> tuple[dict[int
         for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
             for name, tensor in table.items():
                 if tensor is not None:
-                    weight = weights.setdefault(
-                        id(tensor), Weight(owner, f"{path}.{name}" if path else name, is_parameter)
-                    )
+                    full = f"{path}.{name}" if path else name
+                    size = 0 if is_lazy(tensor) else tensor.numel()
+                    weight = weights.setdefault(id(tensor), Weight(owner, full, is_parameter, size))
                     holders.setdefault(weight.name, set()).add(owner)
     return weights, holders
-
-
-def _name(records: Sequence[_SiteRecord]) -> None:
-    """Give each site its key: the path of an activation module, else the activation's number in its module."""
-    groups: dict[tuple[str, str], list[_SiteRecord]] = {}
-    for record in records:
-        is_path = record.is_module and record.signature.module
-        name = "" if is_path else record.activation.name
-        groups.setdefault((record.signature.module, name), []).append(record)
-    for (module, name), group in groups.items():
-        for number, record in enumerate(group, 1):
-            if name:
-                record.key = f"{module}:{name}#{number}"
-            else:
-                record.key = module if len(group) == 1 else f"{module}#{number}"
