@@ -198,6 +198,9 @@ OPERATORS: dict[Any, Resolve] = {
 }
 """Operator (an ``OpOverloadPacket`` of aten) -> what a call of it with these arguments is, or None."""
 
+BOUNDS = frozenset(("clamp", "clamp_", "clamp_min", "clamp_min_", "maximum"))
+"""Operators that bound indices as often as they are activations."""
+
 MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, nn.GLU, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid,

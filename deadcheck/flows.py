@@ -44,7 +44,8 @@ def _with_axes(flow: Flow, axes: Axes | None) -> Flow:
 
 
 def _view(flow: Flow, call: Call) -> Flow:
-    return _with_axes(flow, reshape(axes_of(flow), call.shape))
+    moved = _with_axes(flow, reshape(axes_of(flow), call.shape))
+    return picks.settled(moved, call.batch) if isinstance(moved.rows, torch.Tensor) else moved
 
 
 def _permute(flow: Flow, call: Call) -> Flow:
@@ -67,10 +68,10 @@ def _unsqueeze(flow: Flow, call: Call) -> Flow:
 
 
 def _squeeze(flow: Flow, call: Call) -> Flow:
-    axes, shape = axes_of(flow), call.args[0].shape
+    axes = axes_of(flow)  # the tensor itself has its new shape already where this was done in place
     dims = call.args[1] if len(call.args) > 1 else range(len(axes))
     gone = {dim % max(len(axes), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
-    return _with_axes(flow, tuple(axis for i, axis in enumerate(axes) if not (i in gone and shape[i] == 1)))
+    return _with_axes(flow, tuple(axis for i, axis in enumerate(axes) if axis or i not in gone))
 
 
 def _expand(flow: Flow, call: Call) -> Flow:

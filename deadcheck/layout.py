@@ -62,6 +62,9 @@ class Flow(NamedTuple):
     rows: Any = None
     """Sample of each row (a tensor or a range), where the sample atoms count rows that were picked; else None."""
 
+    presumed: bool = False
+    """Whether the samples are told by nothing but the length of the first axis, as in a state of zeros."""
+
     def demoted(self) -> Flow:
         """Return the flow with its units turned into positions."""
         axes = None if self.axes is None else tuple(demote(axis) for axis in self.axes)
@@ -303,6 +306,7 @@ def broadcast(flows: Sequence[tuple[Flow, Sequence[int]]], shape: Sequence[int])
     main, main_shape = max(known, key=lambda item: (item[0].axis_from is not None, math.prod(item[1])))
     # One operand alone says where the samples are: of two that differ, one is as long as the batch by chance.
     sampled = [item for item in known if any(has(axis, SAMPLE) for axis in item[0].axes or ())]
+    sampled = [item for item in sampled if not item[0].presumed] or sampled
     leads = not sampled or any(flow is main for flow, _ in sampled)
     source, source_shape = (main, main_shape) if leads else sampled[0]
     axes = tuple(
@@ -311,6 +315,7 @@ def broadcast(flows: Sequence[tuple[Flow, Sequence[int]]], shape: Sequence[int])
     )
     result = Flow(axes, feeds, main.axis_from, main.offset, source.rows)
     told = [flow for flow, _ in known if flow.rows is not None or any(flow is other for other, _ in sampled)]
+    result = result._replace(presumed=source.presumed)
     return result if agree(told) else result.unsampled()
 
 

@@ -29,21 +29,22 @@ from deadcheck.layout import (
 )
 
 
-def _picked(flow: Flow, dim: int, eaten: int, index: Any, new: Sequence[int]) -> Flow:
-    """Entries of ``eaten`` axes from ``dim`` on picked by one index: each new row remembers its sample."""
+def _picked(flow: Flow, call: Call, dim: int, eaten: int, chosen: tuple[Any, ...], new: Sequence[int]) -> Flow:
+    """Entries of ``eaten`` axes from ``dim`` on picked by indices: each new row remembers its sample."""
     axes = axes_of(flow)
     gone, others = axes[dim : dim + eaten], axes[:dim] + axes[dim + eaten :]
     made = [positions(size) for size in new]
     rows = flow.rows
-    if any(has(axis, SAMPLE) for axis in gone) and len(new) == 1:
-        rows = _sample_of_each(gone, flow.rows, index.device)[index]
-        made = [(Atom(SAMPLE, new[0]),)]
+    if any(has(axis, SAMPLE) for axis in gone):
+        if any(has(axis, SAMPLE) for axis in others):
+            return Flow(None, flow.feeds)  # two axes would count samples
+        rows = _sample_of_each(gone, flow.rows, chosen[0].device)[chosen].reshape(-1)
+        steps = [math.prod(new[i + 1 :]) for i in range(len(new))]
+        made = [(Atom(SAMPLE, size, step),) for size, step in zip(new, steps, strict=True)]
     is_whole_layer = eaten == 1 and len(new) == 1 and len(gone[0]) == 1 and has(gone[0], UNIT)
     if is_whole_layer:
         made = [units(new[0])]
-    moved = flow._replace(axes=(*axes[:dim], *made, *axes[dim + eaten :]), rows=rows)
-    if sum(has(axis, SAMPLE) for axis in others) and rows is not flow.rows:
-        return Flow(None, flow.feeds)  # two axes would count samples
+    moved = settled(flow._replace(axes=(*axes[:dim], *made, *axes[dim + eaten :]), rows=rows), call.batch)
     lost = any(has(axis, UNIT) for axis in gone) and not is_whole_layer
     return moved.demoted() if lost else moved
 
@@ -71,20 +72,19 @@ def _as_tensor(rows: Any, device: Any = None) -> Any:
 def index_select(flow: Flow, call: Call) -> Flow:
     """Carry entries picked along one axis."""
     dim = call.args[1] % len(axes_of(flow))
-    return _picked(flow, dim, 1, call.args[2], [call.shape[dim]])
+    return _picked(flow, call, dim, 1, (call.args[2],), [call.shape[dim]])
 
 
 def index(flow: Flow, call: Call) -> Flow | None:
-    """Carry entries picked by one index or mask."""
-    indices = call.args[1]
-    used = [i for i, index in enumerate(indices) if index is not None]
-    if len(used) != 1:
+    """Carry entries picked by a mask, or by one or more indices side by side."""
+    used = [i for i, index in enumerate(call.args[1]) if index is not None]
+    chosen = tuple(call.args[1][i] for i in used)
+    spans = [_spans(index) for index in chosen]
+    eaten, added = spans[0] if len(spans) == 1 else (len(used), max(added for _, added in spans))
+    is_plain = len(spans) == 1 or all(index.dtype == torch.int64 for index in chosen)
+    if used[-1] - used[0] != len(used) - 1 or not is_plain or len(axes_of(flow)) - eaten + added != len(call.shape):
         return Flow(None, flow.feeds)
-    dim, index = used[0], indices[used[0]]
-    eaten, added = _spans(index)
-    if len(axes_of(flow)) - eaten + added != len(call.shape):
-        return Flow(None, flow.feeds)
-    return _picked(flow, dim, eaten, index, call.shape[dim : dim + added])
+    return _picked(flow, call, used[0], eaten, chosen, call.shape[used[0] : used[0] + added])
 
 
 def _spans(index: Any) -> tuple[int, int]:
@@ -216,7 +216,7 @@ def written(whole: Known | None, base: Any, part: Any, flow: Known | None, batch
     """Return what is known of a tensor after a view of it was written to."""
     if not isinstance(flow, Flow):
         return whole if isinstance(whole, Flow) or flow is not None else None
-    made = Flow(None, flow.feeds) if flow.axes is None else _spread(_settled(flow), base, part, batch)
+    made = Flow(None, flow.feeds) if flow.axes is None else _spread(settled(flow, batch), base, part, batch)
     if not isinstance(whole, Flow) or whole.axes is None:
         return made
     feeds = joined((*whole.feeds, *flow.feeds))
@@ -238,18 +238,21 @@ def _spread(flow: Flow, base: Any, part: Any, batch: int) -> Flow:
     return Flow(tuple(axes), flow.feeds, flow.axis_from, rows=flow.rows)
 
 
-def _settled(flow: Flow) -> Flow:
+def settled(flow: Flow, batch: int) -> Flow:
     """Return the flow with its samples on one axis, where several axes count them and one alone tells them apart."""
     dims = [dim for dim, axis in enumerate(axes_of(flow)) if has(axis, SAMPLE)]
-    if len(dims) < 2:
-        return flow
-    of_each = _sample_of_each(tuple(flow.axes[dim] for dim in dims), flow.rows, None)  # type: ignore[index]
-    for place, dim in enumerate(dims):
-        rows = of_each.movedim(place, 0).reshape(of_each.shape[place], -1)
-        if bool((rows == rows[:, :1]).all()):
-            axes = [demote(axis, SAMPLE) for axis in axes_of(flow)]
-            axes[dim] = samples(len(rows))
-            return flow._replace(axes=tuple(axes), rows=rows[:, 0])
+    if len(dims) > 1 and flow.rows is not None:
+        of_each = _sample_of_each(tuple(flow.axes[dim] for dim in dims), flow.rows, None)  # type: ignore[index]
+        for place, dim in enumerate(dims):
+            rows = of_each.movedim(place, 0).reshape(of_each.shape[place], -1)
+            if bool((rows == rows[:, :1]).all()):
+                axes = [demote(axis, SAMPLE) for axis in axes_of(flow)]
+                axes[dim] = samples(len(rows))
+                flow = flow._replace(axes=tuple(axes), rows=rows[:, 0])
+                break
+    is_tensor = isinstance(flow.rows, torch.Tensor) and len(flow.rows) == batch
+    if is_tensor and bool((flow.rows == torch.arange(batch, device=flow.rows.device)).all()):
+        return flow._replace(rows=None)
     return flow
 
 

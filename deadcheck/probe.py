@@ -184,11 +184,10 @@ class Probe:
 
     def _in_activation_module(self) -> bool:
         """Tell whether the module that runs is an activation itself, so that its path names the site."""
-        if not self._stack:
+        running = self._stack[-1] if self._stack else None
+        if running not in self._names:  # made in a forward, as nn.ReLU()(x) is
             return False
-        return isinstance(self._stack[-1], activations.MODULES) or (
-            type(self._stack[-1]) in activations.GATED and not self.gates
-        )
+        return isinstance(running, activations.MODULES) or (type(running) in activations.GATED and not self.gates)
 
     def _in_gated(self) -> bool:
         return any(type(module) in activations.GATED for module in self._stack)
@@ -236,11 +235,13 @@ class Probe:
             known = self._look(other)
             if isinstance(known, Flow) and known.feeds:
                 return None  # the larger of two results, not a comparison with 0
+        if not z.is_floating_point() and name in activations.BOUNDS and not z.is_complex() and not z.is_quantized:
+            self._skip(name, self._path(), "bounds integers, as an index; not taken for an activation")
+            return None
         if isinstance(self._look(z), Weight):
             self._skip(name, self._path(), "works on weights or constants alone, the same for every sample")
             return None
-        assert isinstance(z, Tensor)
-        return z
+        return z  # type: ignore[no-any-return]
 
     def _look(self, value: Any) -> Known | None:
         if not isinstance(value, Tensor):

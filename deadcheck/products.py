@@ -60,7 +60,7 @@ def _weighted(call: Call, data: tuple[Known | None, Any], layer: tuple[Weight, A
         return Flow(tuple(demote(axis) for axis in axes), flow.feeds, rows=flow.rows)
     if len(axes) > 2:
         axes[0] = lead
-    return Flow(tuple(axes), call.feeds(weight), "linear", rows=flow.rows)
+    return Flow(tuple(axes), call.feeds(weight), "linear", rows=flow.rows, presumed=known is None or flow.presumed)
 
 
 def _stays(flow: Flow, gone: Axis) -> bool:
@@ -143,14 +143,17 @@ def convolution(call: Call) -> Result | None:
     shape, known, weight = call.shape, call.look(call.args[0]), call.weight(1)
     if isinstance(known, Weight):
         return [of_weights(call, known, weight or known)]
-    first = axes_or_fresh(known, call.args[0], call.batch)[0]
+    first, inputs = axes_or_fresh(known, call.args[0], call.batch)[:2]
     space = tuple(map(positions, shape[2:]))
     is_filter = weight is not None and not weight.parameter and call.args[1].shape[1] == 1
-    if is_filter and isinstance(known, Flow) and known.axes is not None and known.axes[1] == units(shape[1]):
-        return [known._replace(axes=(first, known.axes[1], *space))]
+    if is_filter and isinstance(known, Flow) and known.axes is not None and inputs == units(shape[1]):
+        return [known._replace(axes=(first, inputs, *space))]
+    channels = units(shape[1])
+    if inputs and inputs[0].role == SAMPLE and call.args[8] % inputs[0].size == 0:  # filters of each sample
+        channels = (inputs[0], *units(shape[1] // inputs[0].size))
     transposed = "_transpose" if len(call.args) > 6 and call.args[6] is True else ""
     kind = f"conv{transposed}{len(shape) - 2}d"
-    return [Flow((demote(first), units(shape[1]), *space), call.feeds(weight), kind, rows=rows_of(known))]
+    return [Flow((demote(first), channels, *space), call.feeds(weight), kind, rows=rows_of(known))]
 
 
 def embedding(call: Call) -> Result | None:
