@@ -201,6 +201,9 @@ OPERATORS: dict[Any, Resolve] = {
 BOUNDS = frozenset(("clamp", "clamp_", "clamp_min", "clamp_min_", "maximum"))
 """Operators that bound indices as often as they are activations."""
 
+BENDS = (Family.SQUASHING, Family.CLIPPED, Family.SMOOTH)
+"""Families whose output times their input is another activation, as x * sigmoid(x) is."""
+
 MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, nn.GLU, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid,

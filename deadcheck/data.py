@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -285,10 +286,10 @@ class Unpacker:
         ):
             self._said.add(note)
             warnings.append(note)
-        samples, is_known = _samples(args, kwargs)
-        if not is_known and "count" not in self._said:
+        samples, counted = _samples(args, kwargs)
+        if counted and "count" not in self._said:
             self._said.add("count")
-            warnings.append("the data has no tensor whose first axis counts samples; each batch counts as one sample")
+            warnings.append(counted)
         return Batch(args, kwargs, samples)
 
     def _split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
@@ -352,15 +353,21 @@ def _as_tensors(value: Any) -> Any:
     return value
 
 
-def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bool]:
-    """Return how many samples the arguments hold, and whether that is known."""
-    for _, value in chain(_leaves(list(args)), _leaves(dict(kwargs))):
-        if isinstance(value, Tensor) and value.dim():
-            return int(value.shape[0]), True
+def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, str | None]:
+    """Return how many samples the arguments hold, and what has to be said about that."""
+    leaves = chain(_leaves(list(args), "input "), _leaves(dict(kwargs)))
+    sizes = [(name, int(value.shape[0])) for name, value in leaves if isinstance(value, Tensor) and value.dim()]
+    if sizes:
+        # Most inputs agree: an edge list or a mask of tokens is as long as something else.
+        samples = Counter(size for _, size in sizes).most_common(1)[0][0]
+        others = [f"{name} {size}" for name, size in sizes if size not in (samples, 1)]
+        told = next(name for name, size in sizes if size == samples)
+        note = f"samples were counted along {told} ({samples}); not as long along axis 0: {', '.join(others[:3])}"
+        return samples, note if others else None
     for value in (*args, *kwargs.values()):
         if isinstance(value, (list, tuple)):
-            return len(value), True
-    return 1, False
+            return len(value), None
+    return 1, "the data has no tensor whose first axis counts samples; each batch counts as one sample"
 
 
 def _random(options: DataOptions, unpacker: Unpacker) -> Batches:

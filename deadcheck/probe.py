@@ -35,6 +35,7 @@ from deadcheck.layout import (
     count,
     fresh,
     guessed,
+    has,
     plan,
     positions,
 )
@@ -46,6 +47,10 @@ from deadcheck.suspects import Suspects
 
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
 _HIDES_ACTIVATION = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")
+
+_TIME_FIRST = (
+    nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
 
 _running = threading.local()
 
@@ -92,6 +97,7 @@ class Probe:
     ) -> None:
         self.model = model
         self.gates = gates
+        self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = _module_names(model)
         self._weights, self._holders = _weights(model, self._names)
@@ -164,6 +170,18 @@ class Probe:
         if self._batch is not None and threading.get_ident() == self._thread:
             self._stack.append(module)
             self._ran.add(self._names.get(module, ""))
+            if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
+                self._check_time(args[0] if args else None)
+
+    def _check_time(self, source: Any) -> None:
+        """Warn where a layer takes for steps in time what the data has as samples."""
+        known = self._look(source)
+        if isinstance(known, Flow) and known.axes is not None and len(known.axes) == 3 and has(known.axes[0], SAMPLE):
+            self.warnings.setdefault(
+                "time-first",
+                f"{self._path() or 'the model'} takes axis 0 for steps in time (batch_first=False), and there the data "
+                "has its samples, by which everything was counted; transpose the data if that is not what you mean",
+            )
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._batch is None or threading.get_ident() != self._thread or module not in self._stack:
@@ -208,6 +226,8 @@ class Probe:
         suspect = batch.suspects.see(name, args, output)
         if suspect is not None:
             self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
+        elif name == "sin" and isinstance(known := self._look(args[0]), Flow) and known.axis_from:
+            self._skip("aten.sin", self._path(), "a sine of a layer's output may be its activation; not measured")
         return output
 
     def _rule_of(self, func: Any) -> tuple[str, Any, Any]:
@@ -294,6 +314,7 @@ class Probe:
     def _activate(
         self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        assert self._batch is not None
         flow = self._look(z)
         flow = flow if isinstance(flow, Flow) else None
         is_gate = self._in_gated() and not self.gates
@@ -312,6 +333,8 @@ class Probe:
         with self.aside():
             seen.counter.see_output(_first(output), seen.layout, seen.rows)
         self._after(output, seen)
+        if act.family in activations.BENDS:
+            self._batch.suspects.curve(z, output)
         return output
 
     def _activate_glu(self, func: Any, act: Activation, args: tuple[Any, ...], kwargs: Any, flow: Flow | None) -> Any:
