@@ -23,7 +23,7 @@ from deadcheck import activations, flows, picks, recurrent
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import Call, axes_of
-from deadcheck.errors import ProbeError
+from deadcheck.errors import ProbeError, UsageError
 from deadcheck.layout import (
     SAMPLE,
     Feed,
@@ -102,6 +102,7 @@ class Probe:
         self._names, self._aliases = _module_names(model)
         self._weights, self._holders = _weights(model, self._names)
         self._roster = Roster(self._aliases)
+        self._matched: set[tuple[str, int]] = set()
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._ran: set[str] = set()
         self._stack: list[nn.Module] = []
@@ -158,7 +159,13 @@ class Probe:
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
-        return tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
+        stats = tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
+        for pattern, axis in self.unit_axes:
+            if stats and (pattern, axis) not in self._matched:
+                self.warnings[pattern] = (
+                    f"--units '{pattern}={axis}' matches no site or module; see the keys in the report"
+                )
+        return stats
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Return what ran and was not measured, and what never ran."""
@@ -399,9 +406,17 @@ class Probe:
 
     def _chosen(self, flow: Flow, shape: Sequence[int], names: Sequence[str]) -> Flow:
         """Return the flow with its units on the axis that the user chose for one of these names."""
-        chosen = (axis for pattern, axis in self.unit_axes if any(fnmatchcase(name, pattern) for name in names))
-        axis = next(chosen, None)
-        return flow if axis is None else at_axis(flow, shape, axis, "user")
+        found = [pair for pair in self.unit_axes if any(fnmatchcase(name, pair[0]) for name in names)]
+        if not found:
+            return flow
+        self._matched.update(found)
+        pattern, axis = found[0]
+        if not -len(shape) <= axis < len(shape):
+            raise UsageError(
+                f"--units '{pattern}={axis}': the values at {names[0]} have {len(shape)} axes; "
+                f"give a number from {-len(shape)} to {len(shape) - 1}"
+            )
+        return at_axis(flow, shape, axis, "user")
 
     def _rows_of(self, record: SiteRecord, flow: Flow) -> tuple[Flow, Rows]:
         """Tell which sample each row of the values belongs to; where none can be told, rows are positions."""
