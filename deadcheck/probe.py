@@ -162,9 +162,7 @@ class Probe:
         stats = tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
         for pattern, axis in self.unit_axes:
             if stats and (pattern, axis) not in self._matched:
-                self.warnings[pattern] = (
-                    f"--units '{pattern}={axis}' matches no site or module; see the keys in the report"
-                )
+                self.warnings[pattern] = f"--units '{pattern}={axis}' matches no site; see the keys in the report"
         return stats
 
     def skipped(self) -> tuple[Skipped, ...]:
