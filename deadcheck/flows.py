@@ -19,6 +19,7 @@ from deadcheck.layout import (
     UNIT,
     Atom,
     Axes,
+    Axis,
     Flow,
     Known,
     Weight,
@@ -137,9 +138,23 @@ def _stack(call: Call) -> Result | None:
         rows = torch.tensor([int(flow.rows[0]) for flow in flows])
         axes = (*base.axes[:dim], (Atom(SAMPLE, len(rows)),) if len(rows) != 1 else (), *base.axes[dim:])
         return [Flow(axes, feeds, base.axis_from, base.offset, rows)]
-    axes = (*base.axes[:dim], positions(call.shape[dim]), *base.axes[dim:])
+    axes = (*base.axes[:dim], _laid(flows, base, call.shape[dim]), *base.axes[dim:])
     stacked = Flow(axes, feeds, base.axis_from, base.offset, base.rows)
+    if any(flow.offset != flows[0].offset for flow in flows) and not has(axes[dim], UNIT):
+        stacked = stacked.demoted()  # slices of a layer in an order that is not known
     return [stacked if agree(flows) else stacked.unsampled()]
+
+
+def _laid(flows: Sequence[Flow], base: Flow, size: int) -> Axis:
+    """Return the axis along which tensors were stacked: other layers are other units, other steps are not."""
+    feeders = {tuple(sorted(feed.weight for feed in flow.feeds)) for flow in flows}
+    width, step = count(axes_of(base), UNIT), flows[1].offset - flows[0].offset if len(flows) > 1 else 0
+    if base.axis_from is None or len(flows) != size:
+        return positions(size)
+    if len(feeders) == size:
+        return units(size, width)
+    in_order = all(flow.offset == flows[0].offset + i * step for i, flow in enumerate(flows))
+    return units(size, step) if len(feeders) == 1 and step > 0 and in_order else positions(size)
 
 
 def _reduce(call: Call) -> Result | None:
@@ -293,6 +308,13 @@ def _constant(call: Call) -> Result | None:
     return [CONSTANT] * len(call.outputs)
 
 
+def _untold(call: Call) -> Result | None:
+    """Outputs whose entries stand in no order that is known."""
+    return [Flow(None, joined(feed for _, k in call.inputs if isinstance(k, Flow) for feed in k.feeds))] * len(
+        call.outputs
+    )
+
+
 def _forgets(call: Call) -> Result | None:
     """Outputs that are made anew and carry nothing of their inputs."""
     return [None] * len(call.outputs)
@@ -346,6 +368,9 @@ RULES: dict[str, Rule] = {
     "pixel_unshuffle": moved(_pixel_unshuffle),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), moved(_channel_shuffle)),
     "gather": moved(picks.gather),
+    "masked_select": picks.masked,
+    **dict.fromkeys(("nonzero", "take", "_unique2", "unique_dim", "unique_consecutive", "bincount"), _untold),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist", "cdist"), products.distances),
     **dict.fromkeys(("sort", "topk", "kthvalue", "argsort", "msort"), picks.ordered),
     **dict.fromkeys(("flip", "roll"), picks.turned),
     "repeat": moved(picks.repeated),

@@ -87,6 +87,14 @@ def index(flow: Flow, call: Call) -> Flow | None:
     return _picked(flow, call, used[0], eaten, chosen, call.shape[used[0] : used[0] + added])
 
 
+def masked(call: Call) -> Result | None:
+    """Carry entries picked by a mask one by one."""
+    flow, mask = call.flow(0), call.args[1]
+    if flow is None or flow.axes is None or mask.shape != call.args[0].shape:
+        return [flow] if flow is None else [Flow(None, flow.feeds)]
+    return [_picked(flow, call, 0, mask.dim(), (mask,), call.shape)]
+
+
 def _spans(index: Any) -> tuple[int, int]:
     """Return how many axes an index takes, and how many it makes."""
     is_mask = index.dtype in (torch.bool, torch.uint8)

@@ -60,7 +60,7 @@ def _weighted(call: Call, data: tuple[Known | None, Any], layer: tuple[Weight, A
         return Flow(tuple(demote(axis) for axis in axes), flow.feeds, rows=flow.rows)
     if len(axes) > 2:
         axes[0] = lead
-    return Flow(tuple(axes), call.feeds(weight), "linear", rows=flow.rows, presumed=known is None or flow.presumed)
+    return Flow(tuple(axes), call.feeds(weight), "linear", rows=flow.rows, presumed=flow.axes is None or flow.presumed)
 
 
 def _stays(flow: Flow, gone: Axis) -> bool:
@@ -167,7 +167,8 @@ def embedding(call: Call) -> Result | None:
     axes = axes_or_fresh(known, indices, call.batch)
     if "bag" in call.name:  # the indices of a bag are pooled
         axes = fresh(call.shape[:-1], call.batch)
-    return [Flow((*axes, units(call.shape[-1])), call.feeds(weight), "embedding", rows=rows_of(known))]
+    lead = (demote(axis) for axis in axes)
+    return [Flow((*lead, units(call.shape[-1])), call.feeds(weight), "embedding", rows=rows_of(known))]
 
 
 def bilinear(call: Call) -> Result | None:
@@ -175,6 +176,14 @@ def bilinear(call: Call) -> Result | None:
     known = call.look(call.args[0])
     lead = (demote(axis) for axis in axes_or_fresh(known, call.args[0], call.batch)[:-1])
     return [Flow((*lead, units(call.shape[-1])), call.feeds(call.weight(1)), "bilinear", rows=rows_of(known))]
+
+
+def distances(call: Call) -> Result | None:
+    """Carry distances of points to points: the features are summed over."""
+    flow = call.flow(0)
+    if flow is None or flow.axes is None or len(flow.axes) != len(call.shape):
+        return None
+    return [flow.demoted()._replace(axes=(*flow.demoted().axes[:-1], positions(call.shape[-1])))]  # type: ignore[index]
 
 
 def attention(call: Call) -> Result | None:

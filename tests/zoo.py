@@ -869,11 +869,38 @@ class FeaturesFirst(Zoo):
         return oracle.keep(":relu#4", z, z.clamp(min=0))
 
 
+class Stacked(Zoo):
+    """Heads, and chunks of one layer, stacked along a new axis are other units; repeats are more observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.cut = nn.ModuleList(nn.Linear(6, 4) for _ in range(3)), nn.Linear(6, 6)
+        self.bits, self.twice = nn.Embedding(2, 3), nn.Linear(6, 6)
+
+    def run(self, x, act):
+        y = act(1, torch.stack([head(x) for head in self.heads], 1), lambda z: z.flatten(1)[:, None])
+        z = act(2, torch.stack(self.cut(x).chunk(2, -1)), lambda z: z.transpose(0, 1).flatten(1)[:, None])
+        w = act(3, self.bits((self.cut(x) > 0).long()), lambda z: z)
+        n = len(x)
+        v = act(4, self.twice(x).roll(1, 0).repeat_interleave(2, 0), lambda z: z.view(n, 2, 6).roll(-1, 0))
+        return y.sum(1), z.sum(0), w.sum(1), v.view(n, 2, 6).sum(1)
+
+    def forward(self, x):
+        return torch.cat(self.run(x, lambda number, z, order: F.relu(z)), 1)
+
+    def reference(self, oracle, x):
+        def act(number, z, order):
+            oracle.keep(f":relu#{number}", order(z), order(z).clamp(min=0), unit=2)
+            return z.clamp(min=0)
+
+        return torch.cat(self.run(x, act), 1)
+
+
 ZOO: tuple[type[Zoo], ...] = (
     Functional, Spellings, ResidualBlock, SharedAct, Siamese, Crelu, RecurrentRelu, Cell, Gated, EncoderLayer, Tokens,
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
     Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
-    GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst,
+    GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
 )  # fmt: skip
 
 
