@@ -339,7 +339,7 @@ class Probe:
             seen.counter.see_output(_first(output), seen.layout, seen.rows)
         self._after(output, seen)
         if act.family in activations.BENDS:
-            self._batch.suspects.curve(z, output)
+            self._batch.suspects.curve(z, _first(output))
         return output
 
     def _activate_glu(self, func: Any, act: Activation, args: tuple[Any, ...], kwargs: Any, flow: Flow | None) -> Any:

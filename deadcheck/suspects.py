@@ -34,7 +34,7 @@ class Suspects:
             self._pass_on(args, output)
         return None
 
-    def curve(self, source: Tensor, output: Any) -> None:
+    def curve(self, source: Tensor, output: Tensor) -> None:
         """Note the output of an operator that bends its input."""
         self._note(output, "curve", self._source(source))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import deadcheck
-from deadcheck import Diagnosis, Verdict
+from deadcheck import Diagnosis, Verdict, activations
 from deadcheck.errors import DataError, ExitCode, ForwardError, NothingMeasured, UsageError
 from tests.test_no_trace import fingerprint
 
@@ -144,6 +144,17 @@ def test_a_relu_that_is_a_module_gives_its_path(module: nn.Module) -> None:
 
     assert keys(diagnosis) == ["act"]
     assert diagnosis.site("act").ranges(Verdict.DEAD) == PLANTED
+
+
+@pytest.mark.parametrize("kind", activations.MODULES, ids=lambda kind: kind.__name__)
+def test_every_activation_module_is_one_site_under_its_path(kind: type[nn.Module]) -> None:
+    arguments = {nn.Threshold: (0.1, 20.0)}.get(kind, ())
+
+    diagnosis = deadcheck.scan(nn.Sequential(OrderedDict(fc=linear(), act=kind(*arguments))), uniform(9, 4))
+
+    assert keys(diagnosis) == ["act"]
+    assert diagnosis.sites[0].stats.site.fed_by == ("fc",)
+    assert skipped(diagnosis) == []
 
 
 def put(x: Tensor) -> Tensor:
