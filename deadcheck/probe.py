@@ -64,6 +64,9 @@ _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
+_COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""What an argument of an operator may be that is compared by value."""
+
 _running = threading.local()
 
 
@@ -76,11 +79,35 @@ class _Batch:
     """Samples that count, from the first on; the others only fill up a batch of fixed size."""
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     serial: int = 0
+    steps: int = 0
+    """Operators so far that were followed."""
     place: Place | None = None
     """Where a program that is not made of Python modules stands."""
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
+
+
+class _Step(NamedTuple):
+    """What one operator did to what is known, so that the next forward pass need not work it out again."""
+
+    signature: tuple[Any, ...]
+    """The operator, where it ran, the shapes and what was known of its tensors, and its other arguments."""
+
+    knowns: Sequence[Known | None]
+    serial: int
+    """Runs of layers so far."""
+
+    held: tuple[Any, ...]
+    """Keeps alive what the signature names by identity."""
+
+    seen: _Seen | None = None
+    """How an activation is counted."""
+
+    def equals(self, other: _Step) -> bool:
+        """Tell whether another step left the same behind; rows that were picked are never the same."""
+        picked = any(isinstance(known, Flow) and known.rows is not None for known in (*self.knowns, *other.knowns))
+        return not picked and self.serial == other.serial and list(self.knowns) == list(other.knowns)
 
 
 class _Seen(NamedTuple):
@@ -90,6 +117,8 @@ class _Seen(NamedTuple):
     flow: Flow
     layout: Plan
     rows: Rows
+    told: Flow
+    """What told the site from others."""
 
     @property
     def counter(self) -> SiteCounter:
@@ -126,6 +155,8 @@ class Probe:
         self._scratch: dict[str, Tensor] = {}
         self._marks: dict[str, Place] = {}
         self._rules: dict[Any, tuple[str, Any, Any, Any]] = {}
+        self._steps: list[_Step] = []
+        self._steps_for = (0, 0)
         self._batch: _Batch | None = None
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
@@ -161,11 +192,16 @@ class Probe:
         The last ``padding`` of them are run and not counted.
         """
         self._batch = _Batch(samples, samples - padding)
+        if self._steps_for != (samples, padding):
+            self._steps.clear()
+            self._steps_for = samples, padding
         self._roster.start_batch()
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
-            self._learn(tensor, Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),)))
+            signature = ("input", tensor.shape)
+            flow = Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),))
+            self._learn(tensor, self._take(self._before(signature) or _Step(signature, (flow,), 0, ())).knowns[0])
         try:
             with torch.no_grad(), self._mode:
                 yield
@@ -358,20 +394,45 @@ class Probe:
         outputs = tuple(_flat(output))
         if not outputs:
             return
-        inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values())))
-        assert self._batch is not None
+        inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values()) if kwargs else args))
+        batch = self._batch
+        assert batch is not None
         if name not in flows.MAKERS and not any(known is not None for _, known in inputs):
             for tensor in outputs:
                 self._learn(tensor, None)
             return
-        feed = partial(self._feed, name)
-        call = Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, feed)
-        for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
+        signature = (name, self._path(), *_plain(args), *_plain(kwargs.values()), *_ids(inputs), *_shapes(outputs))
+        step = self._before(signature)
+        # Integers and masks may say which rows are picked, and do so anew in every batch.
+        if step is None or not all(tensor.is_floating_point() for tensor, _ in inputs):
+            call = Call(name, args, kwargs, outputs, inputs, batch.samples, self._look, partial(self._feed, name))
+            step = _Step(signature, flows.carry(rule, call), batch.serial, tuple(known for _, known in inputs))
+        knowns = self._take(step).knowns
+        for tensor, known in zip(outputs, knowns, strict=False):
             self._learn(tensor, known)
             if name.endswith("_") and tensor._base is not None:
-                self._learn(
-                    tensor._base, picks.written(self._look(tensor._base), tensor._base, tensor, known, call.batch)
-                )
+                base = tensor._base
+                self._learn(base, picks.written(self._look(base), base, tensor, known, batch.samples))
+
+    def _before(self, signature: tuple[Any, ...]) -> _Step | None:
+        """Return what this step of the forward pass did the last time, if it was the very same."""
+        assert self._batch is not None
+        at = self._batch.steps
+        step = self._steps[at] if at < len(self._steps) else None
+        return step if step is not None and step.signature == signature else None
+
+    def _take(self, step: _Step) -> _Step:
+        """Go on by one step: the one that was there, if this is its equal, else this one and none after it."""
+        batch = self._batch
+        assert batch is not None
+        before = self._before(step.signature)
+        if before is None or (before is not step and not before.equals(step)):
+            del self._steps[batch.steps :]
+            self._steps.append(step)
+            before = step
+        batch.steps += 1
+        batch.serial = before.serial
+        return before
 
     def _feed(self, operator: str, weight: Weight | None) -> Feed:
         """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
@@ -409,7 +470,7 @@ class Probe:
         output = func(*args, **kwargs)
         with self.aside():
             seen.counter.see_output(_first(output), seen.layout, seen.rows)
-        self._after(output, seen)
+        self._after(output)
         if act.family in activations.BENDS:
             self._batch.suspects.curve(z, _first(output))
         return output
@@ -426,7 +487,7 @@ class Probe:
             half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
             flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
         self._count(gate, output, seen := self._prepare(output, flow, act))
-        self._after(output, seen)
+        self._after(output)
         return output
 
     def _count(self, z: Tensor, h: Tensor, seen: _Seen) -> None:
@@ -450,8 +511,25 @@ class Probe:
 
     def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> _Seen:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
+        batch = self._batch
+        assert batch is not None
+        path, place = self._path(), self._place()
+        signature = ("activation", act.name, path, place, id(flow), tensor.shape)
+        step = self._before(signature)
+        if step is not None and step.seen is not None:
+            self._roster.meet(step.seen.record, step.seen.told, place)
+        else:
+            seen = self._find(tensor, flow, act, path, place)
+            weight = seen.record.weight
+            after = seen.flow._replace(feeds=(Feed(weight, weight, batch.serial + 1, False),))
+            step = _Step(signature, (after,), batch.serial + 1, (flow,), seen)
+        step = self._take(step)
+        assert step.seen is not None
+        return step.seen
+
+    def _find(self, tensor: Tensor, flow: Flow | None, act: Activation, path: str, place: int) -> _Seen:
         assert self._batch is not None
-        path, shape = self._path(), tensor.shape
+        shape = tensor.shape
         if flow is None or flow.axes is None or flow.axis_from is None or not flow.fits(shape):
             flow = flow if flow is None or flow.fits(shape) else Flow(None, flow.feeds)
             flow = guessed(shape, flow, self._batch.samples)
@@ -466,19 +544,19 @@ class Probe:
             return SiteRecord(act, path, layout.n_units, counter, axis, own.axis_from or "guess", is_module, weight)
 
         n_units = plan(axes_of(flow)).n_units
-        record = self._roster.find(path, act, flow, units=n_units, place=self._place(), make=make)
+        record = self._roster.find(path, act, flow, units=n_units, place=place, make=make)
         if record.axis_from == "user" != flow.axis_from:
             flow = at_axis(flow, shape, record.axis, "user")
         elif flow.axis_from == "guess":
             record.axis_from = "guess"  # other calls may have been told
         flow, rows = self._rows_of(record, flow)
-        return _Seen(record, flow, plan(axes_of(flow)), rows)
+        return _Seen(record, flow, plan(axes_of(flow)), rows, told)
 
     def _place(self) -> int:
         """Return a number for the place in the code from which an activation was called."""
         assert self._batch is not None
         place = self._batch.place.number if self._batch.place is not None else 0
-        frame = sys._getframe(2)
+        frame = sys._getframe(3)
         while frame is not None:
             place = hash((place, id(frame.f_code), frame.f_lasti))
             frame = frame.f_back  # type: ignore[assignment]
@@ -518,23 +596,22 @@ class Probe:
             self._notes[("padding", self._path())] = f"{self._path() or 'the model'}: {note}"
         return flow.unsampled(), Rows(1, 1)
 
-    def _after(self, output: Any, seen: _Seen) -> None:
+    def _after(self, output: Any) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self._batch is not None
-        self._batch.serial += 1
-        feed = Feed(seen.record.weight, seen.record.weight, self._batch.serial, False)
+        (after,) = self._steps[self._batch.steps - 1].knowns
         for tensor in _flat(output):
-            self._learn(tensor, seen.flow._replace(feeds=(feed,)))
+            self._learn(tensor, after)
 
     def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
         """Carry an activation that is not measured."""
         assert self._batch is not None
-        self._batch.serial += 1
-        name = f"{self._path()}:{act.name}"
+        name, serial = f"{self._path()}:{act.name}", self._batch.serial + 1
+        signature = ("gate", name, id(flow))
+        after = None if flow is None else flow._replace(feeds=(Feed(name, name, serial, False),))
+        step = self._take(self._before(signature) or _Step(signature, (after,), serial, (flow,)))
         for tensor in _flat(output):
-            self._learn(
-                tensor, None if flow is None else flow._replace(feeds=(Feed(name, name, self._batch.serial, False),))
-            )
+            self._learn(tensor, step.knowns[0])
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -595,6 +672,27 @@ def _flat(value: Any) -> Iterator[Tensor]:
                 yield item
             elif isinstance(item, (list, tuple)):
                 yield from (inner for inner in item if isinstance(inner, Tensor))
+
+
+def _plain(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield arguments with a mark in place of each tensor, and of each object that no rule looks into."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield Tensor
+        elif isinstance(value, (list, tuple)):
+            yield tuple(_plain(value))
+        else:
+            yield value if isinstance(value, _COMPARABLE) else type(value)
+
+
+def _ids(inputs: Sequence[tuple[Tensor, Known | None]]) -> Iterator[Any]:
+    for tensor, known in inputs:
+        yield id(known)
+        yield None if is_lazy(tensor) else tensor.shape
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Iterator[torch.Size]:
+    return (tensor.shape for tensor in tensors)
 
 
 def _first(output: Any) -> Any:

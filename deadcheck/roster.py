@@ -88,10 +88,18 @@ class Roster:
             record = self._again(signature, flow.feeds, place)
             record = self._sites[signature] = record or make(f"site {len(self._sites)}", self._next_keys(module, act))
         record.feeds.update((feed.weight, feed.name) for feed in flow.feeds)
-        record.last = {feed.weight: feed.serial for feed in flow.feeds}
         record.places.add(place)
-        record.batch = self._batch
+        self._met(record, flow)
         return record
+
+    def meet(self, record: SiteRecord, flow: Flow, place: int) -> None:
+        """Note a call that is known to be of this site."""
+        self._turn((record.module, record.activation.name, flow.feeds, flow.offset), place)
+        self._met(record, flow)
+
+    def _met(self, record: SiteRecord, flow: Flow) -> None:
+        record.last = {feed.weight: feed.serial for feed in flow.feeds}
+        record.batch = self._batch
 
     def _next_keys(self, module: str, act: Activation) -> tuple[str, str]:
         """Return the keys that a new site may get."""

@@ -119,10 +119,14 @@ class SiteStats:
     silent_input_square_sum: FloatArray
     """Sum of ``z**2`` for units that never fired; NaN for the others."""
 
+    rest: FloatArray = field(default_factory=lambda: np.zeros((len(SUMS), 1)))
+    """What rounding dropped from each of the sums, in the order of ``SUMS``; shape (sums, units)."""
+
     def __add__(self, other: SiteStats) -> SiteStats:
         """Merge the statistics of two disjoint sets of samples."""
         if self.site != other.site:
             raise ValueError(f"cannot merge {self.site.key} with {other.site.key}")
+        sums, rest = _summed(self, other)
         return replace(
             self,
             samples=self.samples + other.samples,
@@ -130,7 +134,9 @@ class SiteStats:
             first_fired=_first(self.first_fired, other.first_fired),
             **{name: np.minimum(getattr(self, name), getattr(other, name)) for name in ("input_min", "output_min")},
             **{name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("input_max", "output_max")},
-            **{name: getattr(self, name) + getattr(other, name) for name in _SUMMED},
+            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTED},
+            **dict(zip(SUMS, sums, strict=True)),
+            rest=rest,
         )
 
     @property
@@ -158,18 +164,19 @@ class SiteStats:
             return self.input_max / np.sqrt(variance)
 
 
-_SUMMED = (
-    "zeros",
-    "positive",
-    "flat",
-    "fired",
-    "nonfinite",
-    "output_sum",
-    "output_abs_sum",
-    "output_square_sum",
-    "silent_input_sum",
-    "silent_input_square_sum",
-)
+SUMS = ("output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum")
+_COUNTED = ("zeros", "positive", "flat", "fired", "nonfinite")
+
+
+def _summed(a: SiteStats, b: SiteStats) -> tuple[FloatArray, FloatArray]:
+    """Return the sums of two scans and what rounding drops from them (two-sum, Knuth TAOCP 2, 4.2.2)."""
+    x, y = (np.stack([getattr(stats, name) for name in SUMS]) for stats in (a, b))
+    with np.errstate(invalid="ignore"):
+        total = x + y
+        back = total - x
+        rest = np.nan_to_num(a.rest + b.rest + ((x - (total - back)) + (y - back)), nan=0.0)
+        rounded = total + rest
+        return rounded, np.nan_to_num(rest - (rounded - total), nan=0.0)
 
 
 def _first(a: IntArray, b: IntArray) -> IntArray:

@@ -1,163 +1,24 @@
-"""Running per-unit counts of one site, kept in memory that grows with the units and not with the samples.
+"""Running statistics of one site, kept in memory that grows with the units and not with the samples.
 
-Counts are exact: comparisons are summed in float32 only over fewer than 2**24 elements at a time, and then as int64.
-A comparison into a float buffer followed by a matrix-vector product is the fastest count torch has on a CPU.
+Counts are exact integers. Sums are kept to twice the digits of a float64, so that they come out the same in whatever
+order batches are added up: by one process, by several, or in shards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from deadcheck import kernel
 from deadcheck.activations import Activation
+from deadcheck.counting import Ordered, Scratch, counted, moments, ordered, positive_sum
 from deadcheck.layout import Plan
-from deadcheck.sites import Family, FloatArray, Site, SiteStats
-
-_BLOCK = 1 << 18
-"""Elements per block: 1 MiB of float32, which stays in the second-level cache."""
+from deadcheck.sites import SUMS, Family, Site, SiteStats
 
 _COUNTS = ("zeros", "positive", "flat", "nonfinite")
-_SUMS = ("output", "output_abs", "output_square", "silent_input", "silent_input_square")
-
-Scratch = dict[str, Tensor]
-"""Work memory shared by the sites of one scan."""
-
-
-class Ordered:
-    """A tensor of activations in the order (samples, units, positions) or (samples, positions, units)."""
-
-    def __init__(self, values: Tensor, *, units_last: bool) -> None:
-        self.values = values
-        """Three axes, contiguous, of a real floating dtype."""
-        self.units_last = units_last
-        self.unit_dim = 2 if units_last else 1
-        self.position_dim = 1 if units_last else 2
-
-    @property
-    def n_positions(self) -> int:
-        """Positions per sample."""
-        return self.values.shape[self.position_dim]
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield pieces that fit the cache: (samples, units, positions), or (rows, units) where units are last."""
-        values = self.values
-        if self.units_last:
-            values = values.reshape(-1, values.shape[2])
-        rows = max(1, _BLOCK // max(math.prod(values.shape[1:]), 1))
-        yield from values.split(rows) if rows < values.shape[0] else (values,)
-
-    def rows(self, index: Any) -> Ordered:
-        """Return the chosen rows alone; all of them for None."""
-        return self if index is None else Ordered(self.values[index], units_last=self.units_last)
-
-    def units(self, index: Tensor) -> Ordered:
-        """Return the chosen units alone."""
-        return Ordered(self.values.index_select(self.unit_dim, index), units_last=self.units_last)
-
-    def without_nan(self, value: float) -> Ordered:
-        """Return the values with NaN replaced; infinities stay."""
-        return Ordered(self.values.nan_to_num(value, math.inf, -math.inf), units_last=self.units_last)
-
-    def where_bad(self) -> Ordered:
-        """Return where the values are NaN or infinite."""
-        return Ordered(~self.values.isfinite(), units_last=self.units_last)
-
-    def absolute(self) -> Ordered:
-        """Return the absolute values."""
-        return Ordered(self.values.abs(), units_last=self.units_last)
-
-    def per_sample(self, reduce: Any) -> Tensor:
-        """Reduce over positions with ``torch.amax`` or ``torch.amin``; shape (samples, units)."""
-        if self.n_positions == 1:
-            return self.values.squeeze(self.position_dim)
-        result: Tensor = reduce(self.values, dim=self.position_dim)
-        return result
-
-    def per_unit(self, reduce: Any) -> Tensor:
-        """Reduce over samples and positions; shape (units,)."""
-        rows = self.values.reshape(-1, self.values.shape[2]) if self.units_last else self.per_sample(reduce)
-        result: Tensor = reduce(rows, dim=0)
-        return result
-
-
-def _stride_order(values: Tensor, layout: Plan) -> tuple[tuple[int, ...], bool]:
-    """Choose the permutation that needs no copy, if there is one."""
-    for order, units_last in ((layout.samples_first, False), (layout.units_last, True)):
-        if values.permute(order).is_contiguous():
-            return order, units_last
-    return layout.samples_first, False
-
-
-def ordered(tensor: Tensor, layout: Plan, n_samples: int) -> Ordered:
-    """Bring a tensor into counting order; no copy where the memory allows it.
-
-    Integer and half precision values become float64 and float32, which hold them exactly.
-    """
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    if not tensor.is_floating_point():
-        tensor = tensor.double()
-    elif tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    values = tensor.reshape(layout.split)
-    order, units_last = _stride_order(values, layout)
-    values = values.permute(order)
-    n_units = layout.n_units
-    shape = (n_samples, -1, n_units) if units_last else (n_samples, n_units, -1)
-    return Ordered(values.reshape(shape).contiguous(), units_last=units_last)
-
-
-def counted(values: Ordered, compare: Any, border: float, scratch: Scratch) -> Tensor:
-    """Count per unit the elements for which ``compare(x, border)`` holds; float64, exact below 2**53."""
-    total: Tensor | None = None
-    for block in values.blocks():
-        buffer = _buffer(scratch, block)
-        compare(block, border, out=buffer)
-        counts = _row_sums(buffer, units_last=values.units_last).double()
-        total = counts if total is None else total.add_(counts)
-    assert total is not None
-    return total
-
-
-def _buffer(scratch: Scratch, like: Tensor) -> Tensor:
-    held = scratch.get("buffer")
-    if held is None or held.numel() < like.numel() or held.device != like.device:
-        held = scratch["buffer"] = torch.empty(max(like.numel(), _BLOCK), device=like.device)
-    return held[: like.numel()].view(like.shape)
-
-
-def _row_sums(block: Tensor, *, units_last: bool) -> Tensor:
-    """Sum a block of 0 and 1 to one number per unit."""
-    # Not torch.mv: it runs on the BLAS library's threads, and handing the cores to and fro costs more than the sum.
-    return block.sum(0) if units_last else block.sum((0, 2))
-
-
-def moments(values: Ordered) -> tuple[Tensor, Tensor]:
-    """Return the sum and the sum of squares per unit, in float64.
-
-    The backward of batch norm with mean 0 and deviation 1 computes both in one pass over the memory.
-    """
-    total: Tensor | None = None
-    squares: Tensor | None = None
-    for block in values.blocks():
-        n_units = block.shape[1]
-        zero, one = block.new_zeros(n_units), block.new_ones(n_units)
-        _, square, plain = torch.ops.aten.native_batch_norm_backward(
-            block, block, None, None, None, zero, one, True, 0.0, [False, True, True]
-        )
-        plain, square = plain.double(), square.double()
-        total = plain if total is None else total.add_(plain)
-        squares = square if squares is None else squares.add_(square)
-    assert total is not None
-    assert squares is not None
-    return total, squares
 
 
 class Rows(NamedTuple):
@@ -186,26 +47,42 @@ class SiteCounter:
         self.samples = 0
         self.observations = 0
         self._scratch = scratch
-        self._counts = {name: torch.zeros(n_units, dtype=torch.float64, device=device) for name in _COUNTS}
-        self._sums = {name: torch.zeros(n_units, dtype=torch.float64, device=device) for name in _SUMS}
+        self._counts = {name: torch.zeros(n_units, dtype=torch.int64, device=device) for name in _COUNTS}
+        self._batch_sums = torch.zeros(len(SUMS), n_units, dtype=torch.float64, device=device)
+        self._sums, self._rest = torch.zeros_like(self._batch_sums), torch.zeros_like(self._batch_sums)
         inf = torch.full((n_units,), math.inf, dtype=torch.float64, device=device)
-        self._low = {"input": inf.clone(), "output": inf.clone()}
-        self._high = {"input": -inf, "output": -inf.clone()}
+        self._extremes = {
+            f"{side}_{end}": sign * inf for side in ("input", "output") for end, sign in (("min", 1), ("max", -1))
+        }
         self._fired = torch.zeros(n_units, dtype=torch.int64, device=device)
         self._first_fired = torch.full((n_units,), -1, dtype=torch.int64, device=device)
-        self._silent: Tensor | None = None
-        """Indices of the units that had not fired before this batch; None for all of them."""
+        self._unfired = torch.ones(n_units, dtype=torch.bool, device=device)
+        """Units that had not fired before this batch."""
+        self._any_unfired = True
         self._on: Tensor | None = None
         """Which units were on in which sample of this batch, over all calls; shape (samples, units)."""
         self._reached: Tensor | None = None
         """Which samples of this batch came here, where rows were picked by index; None for all."""
         self._is_plain_relu = activation.family is Family.RECTIFIER and activation.low == 0
+        self._kernel: kernel.Kernel | None = None
+        if kernel.is_built() and device.type == "cpu" and activation.family is not Family.NONZERO:
+            sums = dict(zip(SUMS, self._batch_sums, strict=True))
+            self._kernel = kernel.Kernel(activation, {**self._counts, **self._extremes, **sums})
+        self._in_kernel = False
+        """Whether the input of the running call was counted by the kernel."""
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite; None when it is everywhere."""
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
+        if self._kernel is not None:
+            on = self._kernel.count_input(z, self._unfired if self._any_unfired else None)
+            self._in_kernel = on is not None
+            if on is not None:
+                self._bad_input = None
+                self._see_on(on, rows)
+                return
         peak = z.per_sample(torch.amax)
         low, high = z.per_unit(torch.amin), peak.amax(0)
         clean = bool((low.isfinite() & high.isfinite()).all())
@@ -227,8 +104,10 @@ class SiteCounter:
         h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
+        if self._in_kernel and (self._is_plain_relu or (self._kernel is not None and self._kernel.count_output(h))):
+            return  # what a plain ReLU gives was counted with its input
         self._sum_output(h)
-        if self.activation.low == 0 and self._bad_input is None:
+        if self.activation.low == 0 and self._bad_input is None and not self._in_kernel:
             # 0 exactly where the input is not above 0; but 0 * -inf, as in leaky_relu(x, 0), is NaN.
             self._counts["zeros"] += n - self._call_positive
         else:
@@ -240,49 +119,59 @@ class SiteCounter:
 
     def finish_batch(self, first_sample: int) -> None:
         """Close a forward pass whose first sample has this index in the data."""
+        self._settle_sums()
         if self._on is None:
             return
-        # Sums of float are many times faster than those of bool.
-        on, self._on = self._on.float(), None
+        on, self._on = self._on, None
         self.samples += on.shape[0] if self._reached is None else int(self._reached.sum())
-        self._fired += on.sum(0).long()
-        if self._silent is None:
-            self._silent = torch.arange(self.n_units, device=on.device)
-        if self._silent.numel():
-            rows = on.index_select(1, self._silent)
-            newly = rows.amax(0) > 0
-            self._first_fired[self._silent[newly]] = rows[:, newly].argmax(0) + first_sample
-            self._silent = self._silent[~newly]
+        if self._kernel is not None:
+            totals = (self._fired, self._first_fired, self._unfired)
+            self._any_unfired = kernel.fire(on.contiguous(), first_sample, *totals)
+            return
+        fired = on.float().sum(0).long()  # sums of float are many times faster than those of bool
+        self._fired += fired
+        newly = (self._unfired & (fired > 0)).nonzero().squeeze(1)
+        if newly.numel():
+            self._first_fired[newly] = on[:, newly].byte().argmax(0) + first_sample
+            self._unfired[newly] = False
+            self._any_unfired = bool(self._unfired.any())
 
     def freeze(self, site: Site) -> SiteStats:
         """Return the totals as a record."""
-        silent = (self._first_fired < 0).cpu().numpy()
-
-        def of_silent(name: str) -> FloatArray:
-            return np.where(silent, self._sums[name].cpu().numpy(), np.nan)
-
-        counts = {name: tensor.round().to(torch.int64).cpu().numpy() for name, tensor in self._counts.items()}
+        rounded = self._sums + self._rest
+        sums, rest = rounded.cpu().numpy(), (self._rest - (rounded - self._sums)).nan_to_num(0, 0, 0).cpu().numpy()
+        fired = (self._first_fired >= 0).cpu().numpy()
+        of_silent = [row for row, name in enumerate(SUMS) if name.startswith("silent")]
+        for row in of_silent:
+            sums[row, fired] = math.nan
+            rest[row, fired] = 0.0
         return SiteStats(
             site=site,
             samples=self.samples,
             observations=self.observations,
-            **counts,
-            fired=self._fired.cpu().numpy(),
-            first_fired=self._first_fired.cpu().numpy(),
-            input_min=self._low["input"].cpu().numpy(),
-            input_max=self._high["input"].cpu().numpy(),
-            output_min=self._low["output"].cpu().numpy(),
-            output_max=self._high["output"].cpu().numpy(),
-            output_sum=self._sums["output"].cpu().numpy(),
-            output_abs_sum=self._sums["output_abs"].cpu().numpy(),
-            output_square_sum=self._sums["output_square"].cpu().numpy(),
-            silent_input_sum=of_silent("silent_input"),
-            silent_input_square_sum=of_silent("silent_input_square"),
+            **{name: tensor.cpu().numpy().copy() for name, tensor in (*self._counts.items(), *self._extremes.items())},
+            fired=self._fired.cpu().numpy().copy(),
+            first_fired=self._first_fired.cpu().numpy().copy(),
+            **dict(zip(SUMS, sums, strict=True)),
+            rest=rest,
         )
 
+    def _settle_sums(self) -> None:
+        """Add the sums of the batch to the totals, and what rounding drops to the rest."""
+        a, b = self._sums, self._batch_sums
+        total = a + b
+        back = total - a
+        self._rest += ((a - (total - back)) + (b - back)).nan_to_num_(0, 0, 0)  # Knuth's two-sum
+        self._sums = total
+        self._batch_sums.zero_()
+
+    def _sum(self, name: str) -> Tensor:
+        return self._batch_sums[SUMS.index(name)]
+
     def _extend(self, side: str, low: Tensor, high: Tensor) -> None:
-        self._low[side] = torch.minimum(self._low[side], low.double())
-        self._high[side] = torch.maximum(self._high[side], high.double())
+        least, most = self._extremes[f"{side}_min"], self._extremes[f"{side}_max"]
+        torch.minimum(least, low.double(), out=least)
+        torch.maximum(most, high.double(), out=most)
 
     def _count_slopes(self, z: Ordered, low: Tensor, high: Tensor) -> None:
         """Count the inputs above 0 and those where the slope is flat."""
@@ -298,10 +187,10 @@ class SiteCounter:
         if act.high < math.inf and bool((high >= act.high).any()):
             self._counts["flat"] += counted(z, torch.ge, act.high, self._scratch)
 
-    def _nan_counts(self, z: Ordered) -> Tensor | float:
+    def _nan_counts(self, z: Ordered) -> Tensor | int:
         if self._bad_input is None:
-            return 0.0
-        return z.values.isnan().sum((0, z.position_dim)).double()
+            return 0
+        return z.values.isnan().sum((0, z.position_dim))
 
     def _between_rails(self, z: Ordered, low: Tensor, high: Tensor) -> Tensor:
         act = self.activation
@@ -328,14 +217,15 @@ class SiteCounter:
 
     def _sum_silent(self, z: Ordered) -> None:
         """Add the input's moments for units that have never fired: only their depth is ever asked for."""
-        if self._silent is None:
-            total, squares = moments(z)
-            self._sums["silent_input"] += total
-            self._sums["silent_input_square"] += squares
-        elif self._silent.numel():
-            total, squares = moments(z.units(self._silent))
-            self._sums["silent_input"].index_add_(0, self._silent, total)
-            self._sums["silent_input_square"].index_add_(0, self._silent, squares)
+        if not self._any_unfired:
+            return
+        silent = self._unfired.nonzero().squeeze(1)
+        chosen = z if len(silent) == self.n_units else z.units(silent)
+        total, squares = moments(chosen)
+        if not bool(squares.isfinite().all()):  # NaN, or a square beyond float32
+            total, squares = moments(Ordered(chosen.values.double(), units_last=z.units_last))
+        self._sum("silent_input_sum").index_add_(0, silent, total)
+        self._sum("silent_input_square_sum").index_add_(0, silent, squares)
 
     def _sum_output(self, h: Ordered) -> None:
         total, squares = moments(h)
@@ -355,17 +245,12 @@ class SiteCounter:
             self._counts["nonfinite"] += bad_output.sum((0, h.position_dim))
             h = Ordered(h.values.double().nan_to_num(0.0, 0.0, 0.0), units_last=h.units_last)
             total, squares = moments(h)
-        self._sums["output"] += total
-        self._sums["output_abs"] += total if self.activation.low == 0 else self._absolute_sum(h, total, low)
-        self._sums["output_square"] += squares
+        self._sum("output_sum").add_(total)
+        self._sum("output_abs_sum").add_(total if self.activation.low == 0 else self._absolute_sum(h, total, low))
+        self._sum("output_square_sum").add_(squares)
 
     def _absolute_sum(self, h: Ordered, total: Tensor, low: Tensor) -> Tensor:
         """Sum of |h|: twice the positive part less the sum."""
         if bool((low >= 0).all()):
             return total
-        positive = torch.zeros_like(total)
-        for block in h.blocks():
-            part = _buffer(self._scratch, block) if block.dtype == torch.float32 else torch.empty_like(block)
-            torch.clamp_min(block, 0.0, out=part)
-            positive += _row_sums(part, units_last=h.units_last)
-        return 2 * positive - total
+        return 2 * positive_sum(h, self._scratch) - total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,14 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deadcheck import activations
+from deadcheck import activations, kernel
 from deadcheck.activations import Activation
 from deadcheck.layout import Axes, plan, positions, samples, units
-from deadcheck.sites import Family, Site, SiteStats
+from deadcheck.sites import SUMS, Family, Site, SiteStats
 from deadcheck.stats import Rows, SiteCounter
 
 aten = torch.ops.aten
 SITE = Site("s", "s", "relu", Family.RECTIFIER, (), 1, "linear", 1)
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"], autouse=True)
+def way_of_counting(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run every test with the compiled kernel, and with torch alone."""
+    if request.param == "compiled":
+        if not kernel.is_built():
+            pytest.skip("the kernel was not built here")
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "is_built", lambda: False)
+        yield
 
 
 def known(operator: object, *args: object) -> Activation:
@@ -156,6 +169,58 @@ def test_counts_equal_brute_force_over_many_blocks(name: str) -> None:
         stats, kept = run(name, form, [(9, 5, 8100, 1), (2, 5, 8100, 1)], lambda s: torch.randn(s, generator=generator))
 
         check(name, stats, kept)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [
+        ("features", (130, 515, 1, 1)),  # more rows than a tile of 64, more units than a chunk of 256, and odd ends
+        ("tokens", (5, 259, 33, 1)),  # samples end inside a tile
+        ("maps", (3, 5, 7, 1)),  # fewer positions than lanes
+        ("maps", (2, 3, 5, 7)),  # 35 positions: two rounds of 16 lanes and a tail
+        ("maps", (2, 2, 91, 91)),  # more positions than a block of 4096
+    ],
+)
+@pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])
+def test_counts_equal_brute_force_at_the_seams(
+    name: str, form: str, size: tuple[int, int, int, int], shift: float
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def make(shape: tuple[int, ...]) -> Tensor:
+        z = torch.randn(shape, generator=generator) + shift
+        z[z.abs() < 0.1] = 0.0
+        return z
+
+    stats, kept = run(name, form, [size, size], make)
+
+    check(name, stats, kept)
+
+
+def test_a_square_too_large_for_a_float_is_summed_all_the_same() -> None:
+    # 1e20 squared is beyond float32; nothing here is infinite.
+    stats, _ = run("relu", "features", [(2, 2, 1, 1)], lambda size: torch.tensor([[1e20, -1e20], [1.0, -1.0]]))
+
+    assert stats.output_square_sum.tolist() == [pytest.approx(1e40), 0.0]
+    assert stats.silent_input_square_sum[1] == pytest.approx(1e40)
+    assert stats.nonfinite.tolist() == [0, 0]
+
+
+def test_sums_do_not_depend_on_the_order_of_the_batches() -> None:
+    generator = torch.Generator().manual_seed(4)
+    batches = [torch.randn(7, 5, generator=generator) * 10.0**k for k in range(-4, 5)]
+
+    def totals(order: list[int]) -> SiteStats:
+        held = iter(order)
+        return run("gelu", "features", [(7, 5, 1, 1)] * len(order), lambda size: batches[next(held)])[0]
+
+    together, backwards = totals([*range(9)]), totals([*reversed(range(9))])
+    apart = totals([8, 2, 5]) + (totals([0, 7]) + totals([6, 1, 4, 3]))
+
+    for name in SUMS:
+        for other in (backwards, apart):
+            assert getattr(together, name).tobytes() == getattr(other, name).tobytes()
 
 
 def test_channels_last_memory_is_counted_like_any_other() -> None:

@@ -1,0 +1,94 @@
+"""The compiled count of one site: one pass over the memory of a call for every statistic.
+
+It takes float32 on a CPU. Where it is not built, or a value is not finite, ``counting`` gives the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from deadcheck.activations import Activation
+from deadcheck.counting import Ordered
+from deadcheck.sites import Family
+
+try:
+    from deadcheck import _counting
+except ImportError:  # no compiler where it was installed
+    _counting = None  # type: ignore[assignment]
+
+
+class Kind(IntEnum):
+    """What is counted in one pass; the numbers are those of ``_counting.c``."""
+
+    RECTIFIER = 0
+    """An input whose output is ``max(x, 0)``: the output's statistics follow from it."""
+
+    INPUT = 1
+    SQUASHED = 2
+    OUTPUT = 3
+
+
+def is_built() -> bool:
+    """Tell whether the compiled kernel can be used here."""
+    return _counting is not None
+
+
+class Kernel:
+    """Counts the calls of one site into totals that stay where they are."""
+
+    def __init__(self, activation: Activation, totals: Mapping[str, Tensor]) -> None:
+        self._totals = tuple(totals[name].data_ptr() for name in TOTALS)
+        self._held = totals
+        self._borders = (activation.low, activation.high, activation.on)
+        if activation.family is Family.SQUASHING:
+            self.input_kind = Kind.SQUASHED
+        elif activation.family is Family.RECTIFIER and activation.low == 0:
+            self.input_kind = Kind.RECTIFIER
+        else:
+            self.input_kind = Kind.INPUT
+
+    def count_input(self, z: Ordered, unfired: Tensor | None) -> Tensor | None:
+        """Count an input and return which units were on in which row; None, with nothing counted, if it cannot.
+
+        Moments of the input are summed for the units that are ``unfired``.
+        """
+        n_rows, n_units = z.values.shape[0], z.values.shape[z.unit_dim]
+        on = torch.zeros(n_rows, n_units, dtype=torch.bool)
+        silent = 0 if unfired is None else unfired.data_ptr()
+        return on if self._count(self.input_kind, z, silent, on.data_ptr()) else None
+
+    def count_output(self, h: Ordered) -> bool:
+        """Count an output; False, with nothing counted, if it cannot."""
+        return self._count(Kind.OUTPUT, h, 0, 0)
+
+    def _count(self, kind: Kind, values: Ordered, silent: int, on: int) -> bool:
+        x = values.values
+        if x.dtype != torch.float32:
+            return False
+        n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
+        address, totals = x.data_ptr(), self._totals
+        units_last = values.units_last or n_positions == 1  # the same memory, and rows of 1 are slow
+        finite: bool = _counting.count(
+            kind, units_last, address, x.shape[0], n_units, n_positions, totals, silent, on, *self._borders
+        )
+        return finite
+
+
+TOTALS = (
+    "input_min", "input_max", "output_min", "output_max", "positive", "zeros", "flat",
+    "output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum",
+)  # fmt: skip
+"""Names of the totals, in the order in which ``_counting.c`` takes their addresses."""
+
+
+def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfired: Tensor) -> bool:
+    """Add a batch, shape (samples, units), to the samples fired; return whether a unit is still unfired."""
+    samples, units = on.shape
+    left: bool = _counting.fire(
+        on.data_ptr(), samples, units, first_sample, fired.data_ptr(), first_fired.data_ptr(), unfired.data_ptr()
+    )
+    return left
