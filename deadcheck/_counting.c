@@ -364,6 +364,65 @@ static PyObject *count(PyObject *self, PyObject *args) {
     return PyBool_FromLong(finite);
 }
 
+/* Add a batch to the samples fired, in units of one byte, and find the first sample in which each unit fired. */
+CLONES static int fire_units(const uint8_t *on, Size samples, Size units, int64_t first_sample, int64_t *fired,
+                             int64_t *first, uint8_t *unfired) {
+    int left = 0;
+    for (Size start = 0; start < units; start += CHUNK) {
+        const Size width = units - start < CHUNK ? units - start : CHUNK;
+        uint8_t *waiting = unfired + start;
+        uint16_t times[CHUNK] = {0};
+        int any = 0;
+        for (Size u = 0; u < width; u++) any |= waiting[u];
+        for (Size sample = 0; sample < samples; sample++) {
+            const uint8_t *row = on + sample * units + start;
+            for (Size u = 0; u < width; u++) times[u] += row[u];
+            if (sample % 0xffff == 0xfffe || sample == samples - 1)
+                for (Size u = 0; u < width; u++) {
+                    fired[start + u] += times[u];
+                    times[u] = 0;
+                }
+            if (!any) continue;
+            uint8_t hit = 0;
+            any = 0;
+            for (Size u = 0; u < width; u++) hit |= waiting[u] & row[u];
+            if (hit)
+                for (Size u = 0; u < width; u++)
+                    if (waiting[u] & row[u]) {
+                        waiting[u] = 0;
+                        first[start + u] = first_sample + sample;
+                    }
+            for (Size u = 0; u < width; u++) any |= waiting[u];
+        }
+        left |= any;
+    }
+    return left;
+}
+
+/* Add the sums of a batch to the totals, what rounding drops to the rest (Knuth's two-sum), and clear them. */
+static void settle(double *batch, double *sums, double *rest, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const double total = sums[i] + batch[i], back = total - sums[i];
+        const double dropped = (sums[i] - (total - back)) + (batch[i] - back);
+        if (is_finite(dropped)) rest[i] += dropped;
+        sums[i] = total;
+        batch[i] = 0;
+    }
+}
+
+static const char SETTLE_DOC[] =
+    "settle(batch, sums, rest, n)\n"
+    "--\n\n"
+    "Add `n` sums of a batch to the totals and what rounding drops to the rest, all at addresses; clear the batch.";
+
+static PyObject *settle_sums(PyObject *self, PyObject *args) {
+    unsigned long long batch, sums, rest;
+    Size n;
+    if (!PyArg_ParseTuple(args, "KKKn", &batch, &sums, &rest, &n)) return NULL;
+    settle((double *)(uintptr_t)batch, (double *)(uintptr_t)sums, (double *)(uintptr_t)rest, (size_t)n);
+    Py_RETURN_NONE;
+}
+
 static const char FIRE_DOC[] =
     "fire(on, samples, units, first_sample, fired, first_fired, unfired)\n"
     "--\n\n"
@@ -376,26 +435,17 @@ static PyObject *fire(PyObject *self, PyObject *args) {
     long long first_sample;
     if (!PyArg_ParseTuple(args, "KnnLKKK", &on_at, &samples, &units, &first_sample, &fired_at, &first_at, &unfired_at))
         return NULL;
-    const uint8_t *on = (const uint8_t *)(uintptr_t)on_at;
-    int64_t *fired = (int64_t *)(uintptr_t)fired_at, *first = (int64_t *)(uintptr_t)first_at;
-    uint8_t *unfired = (uint8_t *)(uintptr_t)unfired_at;
-    int left = 0;
+    int left;
     Py_BEGIN_ALLOW_THREADS
-    for (Size sample = 0; sample < samples; sample++, on += units) {
-        for (Size u = 0; u < units; u++) fired[u] += on[u];
-        for (Size u = 0; u < units; u++)
-            if (unfired[u] & on[u]) {
-                unfired[u] = 0;
-                first[u] = first_sample + sample;
-            }
-    }
-    for (Size u = 0; u < units; u++) left |= unfired[u];
+    left = fire_units((const uint8_t *)(uintptr_t)on_at, samples, units, first_sample, (int64_t *)(uintptr_t)fired_at,
+                      (int64_t *)(uintptr_t)first_at, (uint8_t *)(uintptr_t)unfired_at);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(left);
 }
 
 static PyMethodDef METHODS[] = {{"count", count, METH_VARARGS, COUNT_DOC},
                                 {"fire", fire, METH_VARARGS, FIRE_DOC},
+                                {"settle", settle_sums, METH_VARARGS, SETTLE_DOC},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_counting", "One pass over a tensor of activations.", 0,
                                     METHODS, NULL, NULL, NULL, NULL};

@@ -51,15 +51,12 @@ class Kernel:
         else:
             self.input_kind = Kind.INPUT
 
-    def count_input(self, z: Ordered, unfired: Tensor | None) -> Tensor | None:
-        """Count an input and return which units were on in which row; None, with nothing counted, if it cannot.
+    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
+        """Count an input and mark in ``on``, shape (rows, units), what was on; False, with nothing counted, if it cannot.
 
         Moments of the input are summed for the units that are ``unfired``.
         """
-        n_rows, n_units = z.values.shape[0], z.values.shape[z.unit_dim]
-        on = torch.zeros(n_rows, n_units, dtype=torch.bool)
-        silent = 0 if unfired is None else unfired.data_ptr()
-        return on if self._count(self.input_kind, z, silent, on.data_ptr()) else None
+        return self._count(self.input_kind, z, 0 if unfired is None else unfired.data_ptr(), on.data_ptr())
 
     def count_output(self, h: Ordered) -> bool:
         """Count an output; False, with nothing counted, if it cannot."""
@@ -92,3 +89,8 @@ def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfi
         on.data_ptr(), samples, units, first_sample, fired.data_ptr(), first_fired.data_ptr(), unfired.data_ptr()
     )
     return left
+
+
+def settle(batch: Tensor, sums: Tensor, rest: Tensor) -> None:
+    """Add the sums of a batch to the totals, and what rounding drops to the rest; clear the batch."""
+    _counting.settle(batch.data_ptr(), sums.data_ptr(), rest.data_ptr(), batch.numel())

@@ -91,14 +91,14 @@ class _Batch:
 class _Step(NamedTuple):
     """What one operator did to what is known, so that the next forward pass need not work it out again."""
 
-    signature: tuple[Any, ...]
+    signature: Sequence[Any]
     """The operator, where it ran, the shapes and what was known of its tensors, and its other arguments."""
 
     knowns: Sequence[Known | None]
     serial: int
     """Runs of layers so far."""
 
-    held: tuple[Any, ...]
+    held: Sequence[Any]
     """Keeps alive what the signature names by identity."""
 
     seen: _Seen | None = None
@@ -391,22 +391,26 @@ class Probe:
             self._batch.known[id(tensor)] = (weakref.ref(tensor), known)
 
     def _carry(self, name: str, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        outputs = tuple(_flat(output))
+        outputs = (output,) if isinstance(output, Tensor) else tuple(_flat(output))
         if not outputs:
             return
-        inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values()) if kwargs else args))
         batch = self._batch
         assert batch is not None
-        if name not in flows.MAKERS and not any(known is not None for _, known in inputs):
+        signature: list[Any] = [name, self._path()]
+        inputs: list[tuple[Tensor, Known | None]] = []
+        self._describe(args, signature, inputs)
+        self._describe(kwargs.values(), signature, inputs)
+        if name not in flows.MAKERS and all(known is None for _, known in inputs):
             for tensor in outputs:
                 self._learn(tensor, None)
             return
-        signature = (name, self._path(), *_plain(args), *_plain(kwargs.values()), *_ids(inputs), *_shapes(outputs))
+        signature += [tensor.shape for tensor in outputs]
         step = self._before(signature)
         # Integers and masks may say which rows are picked, and do so anew in every batch.
         if step is None or not all(tensor.is_floating_point() for tensor, _ in inputs):
-            call = Call(name, args, kwargs, outputs, inputs, batch.samples, self._look, partial(self._feed, name))
-            step = _Step(signature, flows.carry(rule, call), batch.serial, tuple(known for _, known in inputs))
+            feed = partial(self._feed, name)
+            call = Call(name, args, kwargs, outputs, tuple(inputs), batch.samples, self._look, feed)
+            step = _Step(signature, flows.carry(rule, call), batch.serial, [known for _, known in inputs])
         knowns = self._take(step).knowns
         for tensor, known in zip(outputs, knowns, strict=False):
             self._learn(tensor, known)
@@ -414,7 +418,20 @@ class Probe:
                 base = tensor._base
                 self._learn(base, picks.written(self._look(base), base, tensor, known, batch.samples))
 
-    def _before(self, signature: tuple[Any, ...]) -> _Step | None:
+    def _describe(self, values: Iterable[Any], signature: list[Any], inputs: list[tuple[Tensor, Known | None]]) -> None:
+        """Add to a signature what the rules may read of an operator's arguments, and to the inputs its tensors."""
+        for value in values:
+            if isinstance(value, Tensor):
+                known = self._look(value)
+                inputs.append((value, known))
+                signature += (id(known), None if is_lazy(value) else value.shape)
+            elif isinstance(value, (list, tuple)):
+                signature.append(len(value))
+                self._describe(value, signature, inputs)
+            else:
+                signature.append(value if isinstance(value, _COMPARABLE) else type(value))
+
+    def _before(self, signature: Sequence[Any]) -> _Step | None:
         """Return what this step of the forward pass did the last time, if it was the very same."""
         assert self._batch is not None
         at = self._batch.steps
@@ -672,27 +689,6 @@ def _flat(value: Any) -> Iterator[Tensor]:
                 yield item
             elif isinstance(item, (list, tuple)):
                 yield from (inner for inner in item if isinstance(inner, Tensor))
-
-
-def _plain(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield arguments with a mark in place of each tensor, and of each object that no rule looks into."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield Tensor
-        elif isinstance(value, (list, tuple)):
-            yield tuple(_plain(value))
-        else:
-            yield value if isinstance(value, _COMPARABLE) else type(value)
-
-
-def _ids(inputs: Sequence[tuple[Tensor, Known | None]]) -> Iterator[Any]:
-    for tensor, known in inputs:
-        yield id(known)
-        yield None if is_lazy(tensor) else tensor.shape
-
-
-def _shapes(tensors: Sequence[Tensor]) -> Iterator[torch.Size]:
-    return (tensor.shape for tensor in tensors)
 
 
 def _first(output: Any) -> Any:

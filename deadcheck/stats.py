@@ -61,6 +61,7 @@ class SiteCounter:
         self._any_unfired = True
         self._on: Tensor | None = None
         """Which units were on in which sample of this batch, over all calls; shape (samples, units)."""
+        self._held_on: Tensor | None = None
         self._reached: Tensor | None = None
         """Which samples of this batch came here, where rows were picked by index; None for all."""
         self._is_plain_relu = activation.family is Family.RECTIFIER and activation.low == 0
@@ -77,9 +78,9 @@ class SiteCounter:
         """Count the input of one call; before the operator runs, since it may write in place."""
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         if self._kernel is not None:
-            on = self._kernel.count_input(z, self._unfired if self._any_unfired else None)
-            self._in_kernel = on is not None
-            if on is not None:
+            on = self._blank(z.values.shape[0])
+            self._in_kernel = self._kernel.count_input(z, self._unfired if self._any_unfired else None, on)
+            if self._in_kernel:
                 self._bad_input = None
                 self._see_on(on, rows)
                 return
@@ -158,12 +159,23 @@ class SiteCounter:
 
     def _settle_sums(self) -> None:
         """Add the sums of the batch to the totals, and what rounding drops to the rest."""
+        if self._kernel is not None:
+            kernel.settle(self._batch_sums, self._sums, self._rest)
+            return
         a, b = self._sums, self._batch_sums
         total = a + b
         back = total - a
         self._rest += ((a - (total - back)) + (b - back)).nan_to_num_(0, 0, 0)  # Knuth's two-sum
         self._sums = total
         self._batch_sums.zero_()
+
+    def _blank(self, n_rows: int) -> Tensor:
+        """Return memory for what is on in each row: the same in every batch, since fresh memory is slow."""
+        held = self._held_on
+        if held is not None and held.shape[0] == n_rows and held is not self._on:
+            return held.zero_()
+        self._held_on = torch.zeros(n_rows, self.n_units, dtype=torch.bool)
+        return self._held_on
 
     def _sum(self, name: str) -> Tensor:
         return self._batch_sums[SUMS.index(name)]
