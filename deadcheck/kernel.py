@@ -18,7 +18,9 @@ from deadcheck.sites import Family
 try:
     from deadcheck import _counting
 except ImportError:  # no compiler where it was installed
-    _counting = None  # type: ignore[assignment]
+    _BUILT = False
+else:
+    _BUILT = True
 
 
 class Kind(IntEnum):
@@ -34,7 +36,7 @@ class Kind(IntEnum):
 
 def is_built() -> bool:
     """Tell whether the compiled kernel can be used here."""
-    return _counting is not None
+    return _BUILT
 
 
 class Kernel:
@@ -52,7 +54,7 @@ class Kernel:
             self.input_kind = Kind.INPUT
 
     def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
-        """Count an input and mark in ``on``, shape (rows, units), what was on; False, with nothing counted, if it cannot.
+        """Count an input and mark in ``on``, shape (rows, units), what was on; if it cannot, False and nothing counted.
 
         Moments of the input are summed for the units that are ``unfired``.
         """
@@ -69,10 +71,9 @@ class Kernel:
         n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
         address, totals = x.data_ptr(), self._totals
         units_last = values.units_last or n_positions == 1  # the same memory, and rows of 1 are slow
-        finite: bool = _counting.count(
+        return _counting.count(
             kind, units_last, address, x.shape[0], n_units, n_positions, totals, silent, on, *self._borders
         )
-        return finite
 
 
 TOTALS = (
@@ -85,10 +86,9 @@ TOTALS = (
 def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfired: Tensor) -> bool:
     """Add a batch, shape (samples, units), to the samples fired; return whether a unit is still unfired."""
     samples, units = on.shape
-    left: bool = _counting.fire(
+    return _counting.fire(
         on.data_ptr(), samples, units, first_sample, fired.data_ptr(), first_fired.data_ptr(), unfired.data_ptr()
     )
-    return left
 
 
 def settle(batch: Tensor, sums: Tensor, rest: Tensor) -> None:

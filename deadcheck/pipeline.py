@@ -12,25 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from deadcheck import data as data_module
-from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import Config, ScanSettings, Thresholds
-from deadcheck.data import Batch, Batches, DataOptions
+from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
+from deadcheck.errors import NothingMeasured, UsageError
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
+from deadcheck.passes import Passes, Progress
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
 from deadcheck.sites import DataIdentity, Environment, Measurement, SiteStats, Skipped
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-Progress = Callable[[int, "int | None"], None]
-"""Called after each batch with the samples done and the samples to come (None when unknown)."""
 
 
 def scan(
@@ -118,14 +115,15 @@ def measure(
     """Run the data through the model and count at every site; the model is left as it was."""
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     model, notes = _runnable(loaded.module)
-    run = _Run(model, settings, None if batches.as_one else loaded.batch_size)
+    entry = model if settings.call == "forward" else _entry(model, settings.call)
+    run = Passes(model, entry, settings, fixed=None if batches.as_one else loaded.batch_size)
     with ExitStack() as stack:
-        stack.enter_context(preserved(model))
+        held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         torch.manual_seed(settings.seed)
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units))
-        run.through(batches, probe, progress)
-        stats, skipped, told = probe.stats(), probe.skipped(), (*probe.warnings.values(), *probe.notes())
+        run.through(batches, probe, held, progress)
+        stats, skipped, told = probe.stats(), probe.skipped(), probe.notes()
     if not run.samples:
         raise NothingMeasured(f"the data ({batches.source}) holds no samples, so nothing was measured; give it some")
     if not stats:
@@ -142,76 +140,6 @@ def measure(
         seconds=time.perf_counter() - clock,
         started=started.isoformat(timespec="seconds"),
     )
-
-
-class _Run:
-    """One pass over the data."""
-
-    def __init__(self, model: nn.Module, settings: ScanSettings, fixed: int | None) -> None:
-        self.entry = model if settings.call == "forward" else _entry(model, settings.call)
-        self.settings = settings
-        self.fixed = fixed
-        self.samples = 0
-        self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
-        self.outputs = OutputWatch()
-        self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        self._cast: set[str] = set()
-
-    @property
-    def dtype(self) -> str:
-        """Floating type of the model's weights."""
-        return str(self._floats or torch.get_default_dtype()).removeprefix("torch.")
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What was done to the data on its way in."""
-        fixed = (
-            f"the program takes {self.fixed} samples at a time, so the data was cut to that and filled up at the end"
-        )
-        cut = (fixed,) if self.fixed is not None else ()
-        return cut + tuple(
-            f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
-        )
-
-    def through(self, batches: Batches, probe: Probe, progress: Progress | None) -> None:
-        """Run every batch through the model."""
-        for batch in batches if self.fixed is None else data_module.rebatched(batches, self.fixed):
-            if not batch.samples:
-                continue
-            placed = Batch(self._placed(batch.args), self._placed(dict(batch.kwargs)), batch.samples)
-            self.inputs.see(placed.args, placed.kwargs, samples=batch.samples, first_sample=self.samples)
-            rows = self.fixed or batch.samples
-            self._forward(data_module.padded(placed, rows), rows, probe)
-            self.samples += batch.samples
-            if progress is not None:
-                progress(self.samples, batches.total)
-
-    def _forward(self, batch: Batch, rows: int, probe: Probe) -> None:
-        """Run one forward pass over ``rows`` samples, those that only fill up the batch included."""
-        args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
-        try:
-            with probe.batch(args, kwargs, samples=rows, first_sample=self.samples, padding=padding):
-                output = self.entry(*args, **kwargs)
-                with probe.aside():
-                    self.outputs.see(output, samples=rows)
-        except DeadcheckError:
-            raise
-        except Exception as error:  # the model's own code runs here, and may raise anything
-            raise ForwardError(_explained(error, probe, args, kwargs, self.samples)) from error
-
-    def _placed(self, value: Any) -> Any:
-        """Move tensors to the device, and floating ones to the model's own floating type."""
-        if isinstance(value, Tensor):
-            if value.is_floating_point() and self._floats is not None and value.dtype != self._floats:
-                self._cast.add(str(value.dtype).removeprefix("torch."))
-                return value.to(self.settings.device, self._floats)
-            return value.to(self.settings.device)
-        if isinstance(value, dict):
-            return {key: self._placed(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            items = [self._placed(item) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-        return value
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -282,36 +210,3 @@ def _no_activation(samples: int, skipped: Sequence[Skipped]) -> str:
     seen = ", ".join(sorted({item.what for item in skipped})[:5])
     hint = f"; not measured: {seen}" if seen else ""
     return f"no activation ran in {samples} samples, so there is nothing to judge{hint}; is this the model you meant?"
-
-
-def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:
-    """Say where a forward pass failed, on what input, and what that place expected."""
-    path, module = probe.failure
-    given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    expected = next(
-        (
-            f"; {name}={getattr(module, name)} is what that layer expects"
-            for name in _EXPECTS
-            if isinstance(getattr(module, name, None), (int, tuple))
-        ),
-        "",
-    )
-    where = f"{path} ({type(module).__name__})" if path else type(module).__name__
-    tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
-    todo = "check the shape and type of the data (one sample along the first axis)"
-    if "type" in reason and tensors and not any(tensor.is_floating_point() for tensor in tensors):
-        todo = "the model takes floats, so give floats, scaled as in training (images of 0..255 often become 0..1)"
-    at = f"at sample {sample}, given {given or 'no tensors'}{expected}"
-    return f"the forward pass failed in {where} {at}: {reason}; {todo}"
-
-
-_EXPECTS = (
-    "in_features",
-    "in_channels",
-    "num_features",
-    "num_channels",
-    "normalized_shape",
-    "input_size",
-    "num_embeddings",
-)

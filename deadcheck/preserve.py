@@ -16,20 +16,35 @@ from torch import Tensor, nn
 _CONTAINERS = (list, dict, set, deque)
 
 
+class Held:
+    """The state of a model and of the random generators, as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(module, _Snapshot(module)) for module in model.modules()]
+        self._randomness = Randomness()
+
+    def differs(self) -> bool:
+        """Tell whether anything in the model is no longer as it was, training flags aside."""
+        return any(snapshot.differs(module) for module, snapshot in self._held)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        self._randomness.restore()
+        for module, snapshot in self._held:
+            snapshot.restore(module)
+
+
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[Held]:
     """Restore every module's attributes, buffers and training flag, and the random state, on leaving.
 
     Buffers and tensor attributes are cloned; parameters are not, since a forward pass has no business with them.
     """
-    held = [(module, _Snapshot(module)) for module in model.modules()]
-    randomness = _Randomness()
+    held = Held(model)
     try:
-        yield
+        yield held
     finally:
-        randomness.restore()
-        for module, snapshot in held:
-            snapshot.restore(module)
+        held.restore()
 
 
 @contextmanager
@@ -99,6 +114,17 @@ class _Snapshot:
             tensors += [item for item in items if isinstance(item, Tensor) and not isinstance(item, nn.Parameter)]
         self.tensors = [(tensor, tensor._version, tensor.detach().clone()) for tensor in _distinct(tensors)]
 
+    def differs(self, module: nn.Module) -> bool:
+        """Tell whether a module's attributes, what they contain, or the values of its tensors are others now."""
+        own = vars(module)
+        if own.keys() != self.attributes.keys():
+            return True
+        return (
+            any(own[name] is not value for name, value in self.attributes.items() if name != "training")
+            or any(not _holds(own[name], content) for name, content in self.contents.items())
+            or any(tensor._version != version for tensor, version, _ in self.tensors)
+        )
+
     def restore(self, module: nn.Module) -> None:
         own = vars(module)
         for name in [name for name in own if name not in self.attributes]:
@@ -117,23 +143,27 @@ def _distinct(tensors: list[Any]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in strided}.values())
 
 
+def _holds(container: Any, content: Any) -> bool:
+    """Tell whether a container holds the same objects as its copy did."""
+    if isinstance(container, dict):
+        return container.keys() == content.keys() and all(container[key] is content[key] for key in content)
+    if isinstance(container, set):
+        return bool(container == content)
+    return len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True))
+
+
 def _refill(container: Any, content: Any) -> None:
     """Put a container's items back, in place, if they are no longer the same objects."""
-    if isinstance(container, dict):
-        same = container.keys() == content.keys() and all(container[key] is content[key] for key in content)
-        if not same:
-            container.clear()
-            container.update(content)
-    elif isinstance(container, set):
-        if container != content:
-            container.clear()
-            container.update(content)
-    elif len(container) != len(content) or any(a is not b for a, b in zip(container, content, strict=True)):
-        container.clear()
+    if _holds(container, content):
+        return
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(content)
+    else:
         container.extend(content)
 
 
-class _Randomness:
+class Randomness:
     """The states of every random generator that a forward pass could draw from."""
 
     def __init__(self) -> None:
@@ -143,10 +173,25 @@ class _Randomness:
         self.numpy = numpy.random.get_state() if numpy is not None else None
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
+    def moved(self) -> bool:
+        """Tell whether anybody drew from a generator since."""
+        numpy = sys.modules.get("numpy")
+        return (
+            not torch.equal(self.torch, torch.get_rng_state())
+            or self.python != random.getstate()
+            or (self.numpy is not None and numpy is not None and not _same(self.numpy, numpy.random.get_state()))
+        )
+
     def restore(self) -> None:
+        """Put the generators back."""
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare two states of numpy's generator, which hold an array."""
+    return all(bool((x == y).all()) if hasattr(x, "all") else x == y for x, y in zip(a, b, strict=True))

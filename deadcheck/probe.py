@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import threading
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -77,10 +79,14 @@ class _Batch:
     samples: int
     counted: int
     """Samples that count, from the first on; the others only fill up a batch of fixed size."""
+    first_sample: int
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     serial: int = 0
     steps: int = 0
     """Operators so far that were followed."""
+    met: list[tuple[_Seen, int]] = field(default_factory=list)
+    """Activation calls so far that were found as in an earlier batch, and their places."""
+    holds_roster: bool = False
     place: Place | None = None
     """Where a program that is not made of Python modules stands."""
     suspects: Suspects = field(default_factory=Suspects)
@@ -120,16 +126,12 @@ class _Seen(NamedTuple):
     told: Flow
     """What told the site from others."""
 
-    @property
-    def counter(self) -> SiteCounter:
-        return self.record.counter
-
 
 class Probe:
     """Context manager that measures every activation of ``model`` while its forward passes run inside ``batch()``.
 
     One probe at a time in a thread (a second raises ProbeError); probes on different models in different threads
-    do not disturb one another.
+    do not disturb one another. ``fork()`` gives a probe for another thread that runs the same model.
 
         with Probe(model) as probe:
             with probe.batch((x,), {}, samples=len(x), first_sample=0):
@@ -147,6 +149,9 @@ class Probe:
         self._names, self._aliases = _module_names(model)
         self._weights, self._by_memory, self._holders = _weights(model, self._names)
         self._roster = Roster(self._aliases)
+        self._root = self
+        self._forks: list[Probe] = []
+        self._counters: dict[SiteRecord, SiteCounter] = {}
         self._matched: set[tuple[str, int]] = set()
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._notes: dict[tuple[str, str], str] = {}
@@ -160,28 +165,54 @@ class Probe:
         self._batch: _Batch | None = None
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
-        self._thread = threading.get_ident()
         self._mode = _Mode(self)
         self._exit = ExitStack()
 
     def __enter__(self) -> Probe:
-        if getattr(_running, "probe", None) is not None:
-            raise ProbeError("a probe is already running in this thread; scan one model at a time")
         with ExitStack() as stack:
-            _running.probe = self
-            stack.callback(setattr, _running, "probe", None)
-            self._thread = threading.get_ident()
-            stack.enter_context(nothing_fused())
-            for handle in (
-                torch_module.register_module_forward_pre_hook(self._enter_module),
-                torch_module.register_module_forward_hook(self._leave_module, always_call=True),
-            ):
-                stack.callback(handle.remove)
+            stack.enter_context(self._in_this_thread())
+            if self._root is self:
+                stack.enter_context(nothing_fused())
+                for handle in (
+                    torch_module.register_module_forward_pre_hook(self._pre_hook),
+                    torch_module.register_module_forward_hook(self._post_hook, always_call=True),
+                ):
+                    stack.callback(handle.remove)
             self._exit = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._exit.close()
+
+    @contextmanager
+    def _in_this_thread(self) -> Iterator[None]:
+        before = getattr(_running, "probe", None)
+        if before is not None and before._root is not self._root:
+            raise ProbeError("a probe is already running in this thread; scan one model at a time")
+        _running.probe = self
+        try:
+            yield
+        finally:
+            _running.probe = before
+
+    def fork(self) -> Probe:
+        """Return a probe of the same scan for another thread; enter it there, and adopt it in the end."""
+        fork = copy.copy(self)
+        fork.warnings, fork._skipped, fork._notes = {}, {}, {}
+        fork._counters, fork._scratch, fork._forks = {}, {}, []
+        fork._ran, fork._matched, fork._stack, fork._steps = set(), set(), [], list(self._steps)
+        fork._batch = fork._failure = None
+        fork._mode, fork._exit = _Mode(fork), ExitStack()
+        return fork
+
+    def adopt(self, fork: Probe) -> None:
+        """Take what a fork counted for this probe's own."""
+        self._forks.append(fork)
+
+    def agrees_with(self, other: Probe) -> bool:
+        """Tell whether another probe of this scan counted the very same, to the last bit."""
+        own, others = self._frozen(), other._frozen()
+        return len(own) == len(others) and all(a.equals(b) for a, b in zip(own, others, strict=True))
 
     @contextmanager
     def batch(
@@ -191,11 +222,10 @@ class Probe:
 
         The last ``padding`` of them are run and not counted.
         """
-        self._batch = _Batch(samples, samples - padding)
+        self._batch = _Batch(samples, samples - padding, first_sample)
         if self._steps_for != (samples, padding):
             self._steps.clear()
             self._steps_for = samples, padding
-        self._roster.start_batch()
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
@@ -205,9 +235,11 @@ class Probe:
         try:
             with torch.no_grad(), self._mode:
                 yield
-            for record in self._roster:
-                record.counter.finish_batch(first_sample)
+            for counter in self._counters.values():
+                counter.finish_batch(first_sample)
         finally:
+            if self._batch.holds_roster:
+                self._roster.lock.release()
             self._batch = None
 
     @property
@@ -217,26 +249,54 @@ class Probe:
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
-        stats = tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
+        stats = self._frozen()
+        matched = set().union(*(probe._matched for probe in self._family))
         for pattern, axis in self.unit_axes:
-            if stats and (pattern, axis) not in self._matched:
+            if stats and (pattern, axis) not in matched:
                 self.warnings[pattern] = f"--units '{pattern}={axis}' matches no site; see the keys in the report"
         return stats
 
+    def _frozen(self) -> tuple[SiteStats, ...]:
+        counters: dict[SiteRecord, list[SiteCounter]] = {}
+        for probe in self._family:
+            for record, counter in probe._counters.items():
+                if counter.samples:
+                    counters.setdefault(record, []).append(counter)
+        stats = []
+        for record in self._roster.name(counters):
+            site = self._roster.site(record)
+            stats.append(reduce(add, (counter.freeze(site) for counter in counters[record])))
+        return tuple(stats)
+
     def notes(self) -> tuple[str, ...]:
-        """Return what ran in another way than in a deployed model, one sentence each."""
-        return tuple(self._notes.values())
+        """Return what ran in another way than in a deployed model, or may not be as meant, one sentence each."""
+        told = dict(item for probe in self._family for item in probe.warnings.items())
+        notes = dict(item for probe in self._family for item in probe._notes.items())
+        return (*told.values(), *notes.values())
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Return what ran and was not measured, and what never ran."""
-        return (*self._skipped.values(), *self._never_ran())
+        skipped = dict(item for probe in self._family for item in probe._skipped.items())
+        return (*skipped.values(), *self._never_ran())
+
+    @property
+    def _family(self) -> tuple[Probe, ...]:
+        return (self, *self._forks)
 
     # Which module runs.
 
+    def _pre_hook(self, module: nn.Module, args: Any) -> None:
+        probe = getattr(_running, "probe", None)
+        if probe is not None and probe._root is self and not torch.compiler.is_compiling():
+            probe._enter_module(module, args)
+
+    def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
+        probe = getattr(_running, "probe", None)
+        if probe is not None and probe._root is self and not torch.compiler.is_compiling():
+            probe._leave_module(module, args, output)
+
     def _enter_module(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._batch is not None and threading.get_ident() == self._thread:
+        if self._batch is not None:
             self._stack.append(module)
             self._ran.add(self._names.get(module, ""))
             if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
@@ -253,9 +313,7 @@ class Probe:
             )
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._batch is None or threading.get_ident() != self._thread or module not in self._stack:
+        if self._batch is None or module not in self._stack:
             return
         raised = sys.exc_info()[1]
         if raised is not None and raised is not self._batch.ambient:
@@ -482,11 +540,12 @@ class Probe:
         if name == "glu":
             return self._activate_glu(func, act, args, kwargs, flow)
         seen = self._prepare(z, flow, act)
+        counter = self._counter(seen.record)
         with self.aside():
-            seen.counter.see_input(z, seen.layout, seen.rows)
+            counter.see_input(z, seen.layout, seen.rows)
         output = func(*args, **kwargs)
         with self.aside():
-            seen.counter.see_output(_first(output), seen.layout, seen.rows)
+            counter.see_output(_first(output), seen.layout, seen.rows)
         self._after(output)
         if act.family in activations.BENDS:
             self._batch.suspects.curve(z, _first(output))
@@ -503,14 +562,15 @@ class Probe:
             half = tuple(a._replace(size=a.size // 2) if i == 0 and a.size % 2 == 0 else a for i, a in enumerate(axis))
             half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
             flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
-        self._count(gate, output, seen := self._prepare(output, flow, act))
+        self._count(gate, output, self._prepare(output, flow, act))
         self._after(output)
         return output
 
     def _count(self, z: Tensor, h: Tensor, seen: _Seen) -> None:
+        counter = self._counter(seen.record)
         with self.aside():
-            seen.counter.see_input(z, seen.layout, seen.rows)
-            seen.counter.see_output(h, seen.layout, seen.rows)
+            counter.see_input(z, seen.layout, seen.rows)
+            counter.see_output(h, seen.layout, seen.rows)
 
     def _see_recurrent(self, kind: str, source: Any, output: Any, module: nn.Module | None = None) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
@@ -534,15 +594,36 @@ class Probe:
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
         step = self._before(signature)
         if step is not None and step.seen is not None:
-            self._roster.meet(step.seen.record, step.seen.told, place)
+            seen = step.seen
         else:
+            self._hold_roster()
             seen = self._find(tensor, flow, act, path, place)
             weight = seen.record.weight
             after = seen.flow._replace(feeds=(Feed(weight, weight, batch.serial + 1, False),))
             step = _Step(signature, (after,), batch.serial + 1, (flow,), seen)
-        step = self._take(step)
-        assert step.seen is not None
-        return step.seen
+        self._take(step)
+        batch.met.append((seen, place))
+        return seen
+
+    def _hold_roster(self) -> None:
+        """Keep the roster to this thread until the batch ends, and tell it what it missed."""
+        batch = self._batch
+        assert batch is not None
+        if batch.holds_roster:
+            return
+        self._roster.lock.acquire()
+        batch.holds_roster = True
+        self._roster.start_batch()
+        for seen, place in batch.met:
+            self._roster.meet(seen.record, seen.told, place)
+
+    def _counter(self, record: SiteRecord) -> SiteCounter:
+        counter = self._counters.get(record)
+        if counter is None:
+            counter = self._counters[record] = SiteCounter(
+                record.activation, record.units, record.device, self._scratch
+            )
+        return counter
 
     def _find(self, tensor: Tensor, flow: Flow | None, act: Activation, path: str, place: int) -> _Seen:
         assert self._batch is not None
@@ -556,12 +637,13 @@ class Probe:
             own = told if told.axis_from == "user" else self._chosen(told, shape, keys)
             layout = plan(axes_of(own))
             axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(own, len(shape))
-            counter = SiteCounter(act, layout.n_units, tensor.device, self._scratch)
             is_module = self._in_activation_module()
-            return SiteRecord(act, path, layout.n_units, counter, axis, own.axis_from or "guess", is_module, weight)
+            axis_from = own.axis_from or "guess"
+            return SiteRecord(act, path, layout.n_units, tensor.device, axis, axis_from, is_module, weight)
 
         n_units = plan(axes_of(flow)).n_units
         record = self._roster.find(path, act, flow, units=n_units, place=place, make=make)
+        record.first = min(record.first, (self._batch.first_sample, self._batch.steps))
         if record.axis_from == "user" != flow.axis_from:
             flow = at_axis(flow, shape, record.axis, "user")
         elif flow.axis_from == "guess":
@@ -604,7 +686,7 @@ class Probe:
             return flow, Rows(batch, kept, keep=None if kept == batch else slice(kept))
         if rows is not None and found == len(rows) > 0:
             of = list(rows) if isinstance(rows, range) else rows
-            of = torch.as_tensor(of, device=record.counter.device)
+            of = torch.as_tensor(of, device=record.device)
             keep = None if kept == batch else of < kept
             return flow, Rows(len(rows), kept, of if keep is None else of[keep], keep)
         record.samples_from = "call"
@@ -648,7 +730,7 @@ class Probe:
         """Yield the topmost modules that hold weights or activations and never ran."""
         if isinstance(self.model, torch.jit.ScriptModule) and not hasattr(self.model, "training"):
             return  # a frozen program no longer says which module its code came from
-        ran = {"/".join(name.split(".")) for name in self._ran if name}
+        ran = {"/".join(name.split(".")) for probe in self._family for name in probe._ran if name}
         alive = {""} | {name[:i].replace("/", ".") for name in ran for i in (*_cuts(name), len(name))}
         for module, name in self._names.items():
             parent = name.rpartition(".")[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import torch
 
 from deadcheck.activations import Activation
 from deadcheck.layout import Feed, Flow
 from deadcheck.sites import Site
-from deadcheck.stats import SiteCounter
 
 
 class _Signature(NamedTuple):
@@ -33,7 +36,7 @@ class SiteRecord:
     activation: Activation
     module: str
     units: int
-    counter: SiteCounter
+    device: torch.device
     axis: int
     axis_from: str
     is_module: bool
@@ -43,6 +46,9 @@ class SiteRecord:
     """Name of the site where it feeds others."""
 
     samples_from: str = "batch"
+    first: tuple[float, int] = (math.inf, 0)
+    """First sample of the batch in which it first ran, and which step of it that was."""
+
     feeds: dict[str, str] = field(default_factory=dict)
     """Weight -> name of what feeds the site."""
 
@@ -68,6 +74,8 @@ class Roster:
         self._sites: dict[_Signature, SiteRecord] = {}
         self._same: dict[tuple[object, ...], list[int]] = {}
         self._batch = 0
+        self.lock = threading.Lock()
+        """Held by the one thread that finds sites anew."""
 
     def __iter__(self) -> Iterator[SiteRecord]:
         """Iterate over the sites in the order in which they first ran."""
@@ -128,9 +136,9 @@ class Roster:
                     return record
         return None
 
-    def name(self) -> list[SiteRecord]:
+    def name(self, counted: Container[SiteRecord]) -> list[SiteRecord]:
         """Give each site its key: the path of an activation module, else the activation's number in its module."""
-        records = [record for record in self if record.counter.samples]
+        records = sorted((record for record in self if record in counted), key=lambda record: record.first)
         groups: dict[tuple[str, str], list[SiteRecord]] = {}
         for record in records:
             is_path = record.is_module and record.module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, unique
 
 import numpy as np
@@ -10,6 +10,10 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+SUMS = ("output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum")
+"""Statistics that are sums of numbers and not counts."""
 
 
 @unique
@@ -139,6 +143,11 @@ class SiteStats:
             rest=rest,
         )
 
+    def equals(self, other: SiteStats) -> bool:
+        """Tell whether everything was counted the very same, to the last bit."""
+        arrays = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return all(a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else bool(a == b) for a, b in arrays)
+
     @property
     def zero_rate(self) -> FloatArray:
         """APoZ of each unit: zeros / observations (Hu et al. 2016, arXiv 1607.03250)."""
@@ -164,7 +173,6 @@ class SiteStats:
             return self.input_max / np.sqrt(variance)
 
 
-SUMS = ("output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum")
 _COUNTED = ("zeros", "positive", "flat", "fired", "nonfinite")
 
 

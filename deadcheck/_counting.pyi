@@ -1,0 +1,19 @@
+def count(
+    kind: int,
+    units_last: bool,
+    data: int,
+    samples: int,
+    units: int,
+    positions: int,
+    totals: tuple[int, ...],
+    silent: int,
+    on: int,
+    border_low: float,
+    border_high: float,
+    border_on: float,
+    /,
+) -> bool: ...
+def fire(
+    on: int, samples: int, units: int, first_sample: int, fired: int, first_fired: int, unfired: int, /
+) -> bool: ...
+def settle(batch: int, sums: int, rest: int, n: int, /) -> None: ...

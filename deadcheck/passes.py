@@ -1,0 +1,254 @@
+"""Runs the data through the model, one batch at a time or two side by side."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deadcheck import data
+from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
+from deadcheck.config import ScanSettings
+from deadcheck.data import Batch, Batches
+from deadcheck.errors import DeadcheckError, ForwardError
+from deadcheck.preserve import Held, Randomness
+from deadcheck.probe import Probe
+from deadcheck.side_by_side import may_run_side_by_side
+
+Progress = Callable[[int, "int | None"], None]
+"""Called after each batch with the samples done and the samples to come (None when unknown)."""
+
+_SIDE_BY_SIDE = 2
+"""Batches that run at a time; more would take more memory than they save time."""
+
+_LONG = 8
+"""Batches from which on it is worth trying."""
+
+
+class _Piece(NamedTuple):
+    """One forward pass to run."""
+
+    batch: Batch
+    rows: int
+    """Samples that run, those that only fill up the batch included."""
+
+    first_sample: int
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Shapes of the tensors that go in."""
+        return [tensor.shape for _, tensor in tensors_in([self.batch.args, self.batch.kwargs])]
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use this many threads inside an operator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _drained(running: deque[Future[_Piece]]) -> Iterator[_Piece]:
+    """Yield what still runs, when it is done."""
+    while running:
+        yield running.popleft().result()
+
+
+class Passes:
+    """The forward passes of one scan."""
+
+    def __init__(
+        self, model: nn.Module, entry: Callable[..., Any], settings: ScanSettings, *, fixed: int | None
+    ) -> None:
+        self.model = model
+        self.entry = entry
+        self.settings = settings
+        self.fixed = fixed
+        self.samples = 0
+        self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
+        self.outputs = OutputWatch()
+        self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._cast: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def dtype(self) -> str:
+        """Floating type of the model's weights."""
+        return str(self._floats or torch.get_default_dtype()).removeprefix("torch.")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was done to the data on its way in."""
+        fixed = (
+            f"the program takes {self.fixed} samples at a time, so the data was cut to that and filled up at the end"
+        )
+        cut = (fixed,) if self.fixed is not None else ()
+        return cut + tuple(
+            f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
+        )
+
+    def through(self, batches: Batches, probe: Probe, held: Held, progress: Progress | None) -> None:
+        """Run every batch through the model; two side by side where that changes nothing and saves time."""
+
+        def done(piece: _Piece) -> None:
+            self.samples += piece.batch.samples
+            if progress is not None:
+                progress(self.samples, batches.total)
+
+        work = self._work(batches)
+        for first in islice(work, 1):
+            randomness = Randomness()
+            self._forward(first, probe)
+            done(first)
+            if self._is_long(batches) and not randomness.moved() and not held.differs():
+                for piece in self._side_by_side(work, first, probe):
+                    done(piece)
+        for piece in work:
+            self._forward(piece, probe)
+            done(piece)
+
+    def _is_long(self, batches: Batches) -> bool:
+        """Tell whether to try running batches side by side."""
+        return (
+            (batches.total or 0) >= _LONG * self.settings.batch_size
+            and torch.get_num_threads() >= _SIDE_BY_SIDE
+            and torch.device(self.settings.device).type == "cpu"
+            and may_run_side_by_side(self.model, self.entry)
+        )
+
+    def _work(self, batches: Batches) -> Iterator[_Piece]:
+        """Yield the batches as they go into the model."""
+        first_sample = 0
+        for batch in batches if self.fixed is None else data.rebatched(batches, self.fixed):
+            if not batch.samples:
+                continue
+            placed = Batch(self._placed(batch.args), self._placed(dict(batch.kwargs)), batch.samples)
+            self.inputs.see(placed.args, placed.kwargs, samples=batch.samples, first_sample=first_sample)
+            rows = self.fixed or batch.samples
+            yield _Piece(data.padded(placed, rows), rows, first_sample)
+            first_sample += batch.samples
+
+    def _side_by_side(self, work: Iterator[_Piece], first: _Piece, probe: Probe) -> Iterator[_Piece]:
+        """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done.
+
+        An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
+        once more on half the threads, and if anything at all is different, no batch is run like that.
+        """
+        threads = torch.get_num_threads()
+        half = threads // _SIDE_BY_SIDE
+        with _threads(half):
+            with probe.fork() as again:
+                self._forward(first, again, watch=False)
+            if not probe.agrees_with(again):
+                return
+            forks = [probe.fork() for _ in range(_SIDE_BY_SIDE)]
+            free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
+            for fork in forks:
+                free.put(fork)
+
+            def run(piece: _Piece) -> _Piece:
+                torch.set_num_threads(half)  # a number of each thread's own
+                fork = free.get()
+                try:
+                    with fork:
+                        self._forward(piece, fork)
+                    return piece
+                finally:
+                    free.put(fork)
+
+            with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
+                running: deque[Future[_Piece]] = deque()
+                try:
+                    for piece in work:
+                        if piece.shapes != first.shapes:  # where it was not tried
+                            yield from _drained(running)
+                            with _threads(threads):
+                                self._forward(piece, probe)
+                            yield piece
+                            continue
+                        running.append(pool.submit(run, piece))
+                        if len(running) > _SIDE_BY_SIDE:
+                            yield running.popleft().result()
+                except DeadcheckError:
+                    for _ in _drained(running):  # what failed in a batch before comes first
+                        pass
+                    raise
+                finally:
+                    pool.shutdown(cancel_futures=sys.exc_info()[0] is not None)
+                yield from _drained(running)
+            for fork in forks:
+                probe.adopt(fork)
+
+    def _forward(self, piece: _Piece, probe: Probe, *, watch: bool = True) -> None:
+        """Run one forward pass, and watch what comes out."""
+        batch, rows, first_sample = piece
+        args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
+        try:
+            with probe.batch(args, kwargs, samples=rows, first_sample=first_sample, padding=padding):
+                output = self.entry(*args, **kwargs)
+                if watch:
+                    with probe.aside(), self._lock:
+                        self.outputs.see(output, samples=rows)
+        except DeadcheckError:
+            raise
+        except Exception as error:  # the model's own code runs here, and may raise anything
+            raise ForwardError(_explained(error, probe, args, kwargs, first_sample)) from error
+
+    def _placed(self, value: Any) -> Any:
+        """Move tensors to the device, and floating ones to the model's own floating type."""
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and self._floats is not None and value.dtype != self._floats:
+                self._cast.add(str(value.dtype).removeprefix("torch."))
+                return value.to(self.settings.device, self._floats)
+            return value.to(self.settings.device)
+        if isinstance(value, dict):
+            return {key: self._placed(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self._placed(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+
+def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:
+    """Say where a forward pass failed, on what input, and what that place expected."""
+    path, module = probe.failure
+    given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    expected = next(
+        (
+            f"; {name}={getattr(module, name)} is what that layer expects"
+            for name in _EXPECTS
+            if isinstance(getattr(module, name, None), (int, tuple))
+        ),
+        "",
+    )
+    where = f"{path} ({type(module).__name__})" if path else type(module).__name__
+    tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
+    todo = "check the shape and type of the data (one sample along the first axis)"
+    if "type" in reason and tensors and not any(tensor.is_floating_point() for tensor in tensors):
+        todo = "the model takes floats, so give floats, scaled as in training (images of 0..255 often become 0..1)"
+    at = f"at sample {sample}, given {given or 'no tensors'}{expected}"
+    return f"the forward pass failed in {where} {at}: {reason}; {todo}"
+
+
+_EXPECTS = (
+    "in_features",
+    "in_channels",
+    "num_features",
+    "num_channels",
+    "normalized_shape",
+    "input_size",
+    "num_embeddings",
+)
