@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -64,6 +63,16 @@ def _drained(running: deque[Future[_Piece]]) -> Iterator[_Piece]:
     """Yield what still runs, when it is done."""
     while running:
         yield running.popleft().result()
+
+
+def _after(running: deque[Future[_Piece]], work: Iterator[_Piece]) -> Iterator[_Piece]:
+    """Yield pieces of work; where the data ends in an error, one in a batch before it comes first."""
+    try:
+        yield from work
+    except DeadcheckError:
+        for _ in _drained(running):
+            pass
+        raise
 
 
 class Passes:
@@ -168,26 +177,22 @@ class Passes:
                 finally:
                     free.put(fork)
 
+            running: deque[Future[_Piece]] = deque()
             with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
-                running: deque[Future[_Piece]] = deque()
                 try:
-                    for piece in work:
-                        if piece.shapes != first.shapes:  # where it was not tried
+                    for piece in _after(running, work):
+                        if piece.shapes == first.shapes:
+                            running.append(pool.submit(run, piece))
+                            if len(running) > _SIDE_BY_SIDE:
+                                yield running.popleft().result()
+                        else:  # it was not tried with these
                             yield from _drained(running)
                             with _threads(threads):
                                 self._forward(piece, probe)
                             yield piece
-                            continue
-                        running.append(pool.submit(run, piece))
-                        if len(running) > _SIDE_BY_SIDE:
-                            yield running.popleft().result()
-                except DeadcheckError:
-                    for _ in _drained(running):  # what failed in a batch before comes first
-                        pass
-                    raise
+                    yield from _drained(running)
                 finally:
-                    pool.shutdown(cancel_futures=sys.exc_info()[0] is not None)
-                yield from _drained(running)
+                    pool.shutdown(cancel_futures=True)
             for fork in forks:
                 probe.adopt(fork)
 
