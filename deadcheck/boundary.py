@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,25 +30,108 @@ def tensors_in(value: Any, name: str = "", depth: int = 8) -> Iterator[tuple[str
         yield from tensors_in(item, f"{name}.{key}" if name else str(key), depth - 1)
 
 
+@dataclass
+class InputState:
+    """What was seen of one input tensor so far."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+
+    dtype: str
+    first: Tensor
+    """The first sample of all."""
+
+    changed: Tensor
+    """Which of its elements had another value in another sample."""
+
+    count: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    squares: float = 0.0
+    rest: tuple[float, float] = (0.0, 0.0)
+    """What rounding dropped from the two sums, so that they come out the same in any order."""
+
+    def add(self, count: int, low: float, high: float, sums: tuple[float, float], rest: tuple[float, float]) -> None:
+        """Add the finite values of other samples."""
+        self.count += count
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.total, dropped = _two_sum(self.total, sums[0])
+        self.squares, dropped_square = _two_sum(self.squares, sums[1])
+        self.rest = self.rest[0] + rest[0] + dropped, self.rest[1] + rest[1] + dropped_square
+
+    def merge(self, other: InputState) -> None:
+        """Add what was seen of other samples by another watch."""
+        self.add(other.count, other.low, other.high, (other.total, other.squares), other.rest)
+        if self.first.shape == other.first.shape:
+            self.changed = self.changed | other.changed | (self.first != other.first)
+
+    def summary(self) -> InputSummary:
+        """Return the range, mean and spread."""
+        total, squares = self.total + self.rest[0], self.squares + self.rest[1]
+        mean = total / self.count if self.count else math.nan
+        variance = max(squares / self.count - mean * mean, 0.0) if self.count else math.nan
+        return InputSummary(
+            name=self.name,
+            shape=self.shape,
+            dtype=self.dtype,
+            min=self.low,
+            max=self.high,
+            mean=mean,
+            sd=math.sqrt(variance),
+            features=self.changed.numel(),
+            constant_features=int((~self.changed).sum()),
+        )
+
+
+def _two_sum(a: float, b: float) -> tuple[float, float]:
+    """Return a sum and what rounding drops from it (Knuth, TAOCP 2, 4.2.2)."""
+    total = a + b
+    back = total - a
+    dropped = (a - (total - back)) + (b - back)
+    return total, dropped if math.isfinite(dropped) else 0.0
+
+
 class InputWatch:
     """Running range, mean and spread of every input tensor, and the elements that never change."""
 
     def __init__(self, *, allow_nonfinite: bool = False) -> None:
         self.allow_nonfinite = allow_nonfinite
-        self._inputs: dict[str, _Running] = {}
+        self.states: dict[str, InputState] = {}
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, samples: int, first_sample: int) -> None:
         """Take in one batch; DataError on NaN or infinite inputs unless they are allowed."""
         for name, tensor in tensors_in({**{f"input {i}": arg for i, arg in enumerate(args)}, **kwargs}):
             if tensor.numel() == 0 or tensor.is_complex() or tensor.is_quantized:
                 continue
-            running = self._inputs.setdefault(name, _Running(name))
-            if not running.see(tensor.detach(), samples) and not self.allow_nonfinite:
+            if not self._add(name, tensor.detach(), samples) and not self.allow_nonfinite:
                 raise DataError(_nonfinite(name, tensor, samples, first_sample))
+
+    def _add(self, name: str, tensor: Tensor, samples: int) -> bool:
+        """Take in one tensor and tell whether all of it is finite."""
+        rows = tensor if tensor.dim() and tensor.shape[0] == samples else tensor.unsqueeze(0)
+        state = self.states.get(name)
+        if state is None:
+            first = rows[0].clone()
+            changed = torch.zeros_like(first, dtype=torch.bool)
+            state = self.states[name] = InputState(name, tuple(first.shape), "", first, changed)
+        state.dtype = str(tensor.dtype).removeprefix("torch.")
+        if rows[0].shape == state.first.shape:
+            state.changed |= (rows != state.first).any(0)
+        values = tensor if tensor.dtype == torch.float64 else tensor.float()
+        clean = math.isfinite(float(values.sum())) or bool(values.isfinite().all())
+        if not clean:
+            values = values[values.isfinite()]
+        if values.numel():
+            squares = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+            sums = float(values.sum(dtype=torch.float64)), squares
+            state.add(values.numel(), float(values.min()), float(values.max()), sums, (0.0, 0.0))
+        return clean
 
     def summaries(self) -> tuple[InputSummary, ...]:
         """Return one record per input tensor."""
-        return tuple(running.summary() for running in self._inputs.values())
+        return tuple(state.summary() for state in self.states.values())
 
 
 def _nonfinite(name: str, tensor: Tensor, samples: int, first_sample: int) -> str:
@@ -62,80 +146,37 @@ def _nonfinite(name: str, tensor: Tensor, samples: int, first_sample: int) -> st
     )
 
 
-class _Running:
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.shape: tuple[int, ...] = ()
-        self.dtype = ""
-        self.count = 0
-        self.low, self.high = math.inf, -math.inf
-        self.total = self.squares = 0.0
-        self._first: Tensor | None = None
-        self._changed: Tensor | None = None
-
-    def see(self, tensor: Tensor, samples: int) -> bool:
-        """Take in one batch and tell whether all of it is finite."""
-        self.dtype = str(tensor.dtype).removeprefix("torch.")
-        values = tensor if tensor.dtype == torch.float64 else tensor.float()
-        clean = math.isfinite(float(values.sum())) or bool(values.isfinite().all())
-        if not clean:
-            values = values[values.isfinite()]
-        if values.numel():
-            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-            self.count += values.numel()
-            self.total += float(values.sum(dtype=torch.float64))
-            self.squares += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
-        self._compare(tensor, samples)
-        return clean
-
-    def _compare(self, tensor: Tensor, samples: int) -> None:
-        rows = tensor if tensor.dim() and tensor.shape[0] == samples else tensor.unsqueeze(0)
-        if self._first is None:
-            self._first, self._changed = rows[0].clone(), torch.zeros_like(rows[0], dtype=torch.bool)
-            self.shape = tuple(rows[0].shape)
-        if rows[0].shape == self._first.shape and self._changed is not None:
-            self._changed |= (rows != self._first).any(0)
-
-    def summary(self) -> InputSummary:
-        mean = self.total / self.count if self.count else math.nan
-        variance = max(self.squares / self.count - mean * mean, 0.0) if self.count else math.nan
-        assert self._changed is not None
-        return InputSummary(
-            name=self.name,
-            shape=self.shape,
-            dtype=self.dtype,
-            min=self.low,
-            max=self.high,
-            mean=mean,
-            sd=math.sqrt(variance),
-            features=self._changed.numel(),
-            constant_features=int((~self._changed).sum()),
-        )
-
-
 class OutputWatch:
     """Tells whether the model gave one and the same output for every sample."""
 
     def __init__(self) -> None:
-        self._first: dict[str, Tensor] = {}
-        self._samples = 0
-        self._varies = False
+        self.first: dict[str, Tensor] = {}
+        self.samples = 0
+        self.varies = False
 
     def see(self, output: Any, *, samples: int) -> None:
         """Take in the output of one batch."""
-        self._samples += samples
-        if self._varies:
+        self.samples += samples
+        if self.varies:
             return
         for name, tensor in tensors_in(output, "output"):
             if not tensor.dim() or tensor.shape[0] != samples or not tensor.is_floating_point():
                 continue
-            first = self._first.setdefault(name, tensor[0].clone())
+            first = self.first.setdefault(name, tensor[0].clone())
             if first.shape == tensor.shape[1:] and not bool((tensor == first).all()):
-                self._varies = True
+                self.varies = True
+
+    def merge(self, other: OutputWatch) -> None:
+        """Add what another watch saw of other samples."""
+        self.samples += other.samples
+        self.varies |= other.varies
+        for name, first in other.first.items():
+            mine = self.first.setdefault(name, first)
+            self.varies |= mine.shape == first.shape and not bool((mine == first).all())
 
     @property
     def constant(self) -> bool | None:
         """Whether every sample gave the same output; None when there was nothing to compare."""
-        if not self._first or self._samples < 2:
+        if not self.first or self.samples < 2:
             return None
-        return not self._varies
+        return not self.varies

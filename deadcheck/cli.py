@@ -16,6 +16,7 @@ from deadcheck.commands import (
     do_gate,
     do_init,
     do_inspect,
+    do_merge,
     do_report,
     do_rule,
     do_scan,
@@ -35,6 +36,7 @@ app.command()(do_gate.gate)
 app.command()(do_inspect.inspect)
 app.command()(do_diff.diff)
 app.command()(do_report.report)
+app.command()(do_merge.merge)
 app.add_typer(do_baseline.app, name="baseline")
 app.command()(do_init.init)
 app.add_typer(do_config.app, name="config")

@@ -85,6 +85,9 @@ class ScanSettings:
     """Measure on data that holds NaN or infinite values."""
 
     device: str = "cpu"
+    threads: int | None = None
+    """Threads that torch may use; None for as many as it would."""
+
     seed: int = 0
     gates: bool = False
     """Measure the gates inside LSTM and GRU too."""

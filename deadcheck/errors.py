@@ -72,6 +72,12 @@ class TrustRequired(DeadcheckError):
     exit_code = ExitCode.REFUSED
 
 
+class ReportedElsewhere(DeadcheckError):
+    """Another process that torchrun started reports for this one too."""
+
+    exit_code = ExitCode.PASSED
+
+
 def internal_error(error: Exception) -> str:
     """Say that a fault is ours; what is not a DeadcheckError was not foreseen."""
     reason = str(error).splitlines()[0] if str(error) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from deadcheck.data import Batch, Batches
 from deadcheck.errors import DeadcheckError, ForwardError
 from deadcheck.preserve import Held, Randomness
 from deadcheck.probe import Probe
+from deadcheck.shard import Shard
 from deadcheck.side_by_side import may_run_side_by_side
 
 Progress = Callable[[int, "int | None"], None]
@@ -31,6 +33,22 @@ _SIDE_BY_SIDE = 2
 
 _LONG = 8
 """Batches from which on it is worth trying."""
+
+KEEP_EVERY = 20.0
+"""Seconds between two writes of a checkpoint."""
+
+
+class Course(NamedTuple):
+    """Which batches are run, and who is told."""
+
+    shard: Shard
+    skip: int
+    """Batches of the shard that were counted before."""
+
+    keep: Callable[[Probe], None]
+    """Called from time to time, when no batch is running."""
+
+    progress: Progress | None
 
 
 class _Piece(NamedTuple):
@@ -49,7 +67,7 @@ class _Piece(NamedTuple):
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads_of(number: int) -> Iterator[None]:
     """Let torch use this many threads inside an operator."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -57,6 +75,20 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class _Clock:
+    """Tells when it is time to keep what was counted."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Tell whether enough time has gone by, and start anew if it has."""
+        now = time.monotonic()
+        is_due = now - self._last >= KEEP_EVERY
+        self._last = now if is_due else self._last
+        return is_due
 
 
 def _drained(running: deque[Future[_Piece]]) -> Iterator[_Piece]:
@@ -85,7 +117,7 @@ class Passes:
         self.entry = entry
         self.settings = settings
         self.fixed = fixed
-        self.samples = 0
+        self.samples = self.batches = 0
         self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
         self.outputs = OutputWatch()
         self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -108,40 +140,46 @@ class Passes:
             f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
         )
 
-    def through(self, batches: Batches, probe: Probe, held: Held, progress: Progress | None) -> None:
-        """Run every batch through the model; two side by side where that changes nothing and saves time."""
+    def through(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
+        """Run every batch of the course through the model; two side by side where that changes no bit."""
 
         def done(piece: _Piece) -> None:
             self.samples += piece.batch.samples
-            if progress is not None:
-                progress(self.samples, batches.total)
+            self.batches += 1
+            if course.progress is not None:
+                course.progress(piece.first_sample + piece.batch.samples, batches.total)
 
-        work = self._work(batches)
+        clock = _Clock()
+        work = self._work(batches, course)
         for first in islice(work, 1):
             randomness = Randomness()
             self._forward(first, probe)
             done(first)
-            if self._is_long(batches) and not randomness.moved() and not held.differs():
-                for piece in self._side_by_side(work, first, probe):
+            if self._is_long(batches, course) and not randomness.moved() and not held.differs():
+                for piece in self._side_by_side(work, first, probe, course.keep):
                     done(piece)
         for piece in work:
             self._forward(piece, probe)
             done(piece)
+            if clock.is_due():
+                course.keep(probe)
 
-    def _is_long(self, batches: Batches) -> bool:
+    def _is_long(self, batches: Batches, course: Course) -> bool:
         """Tell whether to try running batches side by side."""
         return (
-            (batches.total or 0) >= _LONG * self.settings.batch_size
+            (batches.total or 0) >= _LONG * self.settings.batch_size * course.shard.count
             and torch.get_num_threads() >= _SIDE_BY_SIDE
             and torch.device(self.settings.device).type == "cpu"
             and may_run_side_by_side(self.model, self.entry)
         )
 
-    def _work(self, batches: Batches) -> Iterator[_Piece]:
-        """Yield the batches as they go into the model."""
+    def _work(self, batches: Batches, course: Course) -> Iterator[_Piece]:
+        """Yield the batches of the course as they go into the model."""
         first_sample = 0
-        for batch in batches if self.fixed is None else data.rebatched(batches, self.fixed):
-            if not batch.samples:
+        whole = (b for b in (batches if self.fixed is None else data.rebatched(batches, self.fixed)) if b.samples)
+        for number, batch in enumerate(whole):
+            if not course.shard.takes(number) or number // course.shard.count < course.skip:
+                first_sample += batch.samples
                 continue
             placed = Batch(self._placed(batch.args), self._placed(dict(batch.kwargs)), batch.samples)
             self.inputs.see(placed.args, placed.kwargs, samples=batch.samples, first_sample=first_sample)
@@ -149,7 +187,9 @@ class Passes:
             yield _Piece(data.padded(placed, rows), rows, first_sample)
             first_sample += batch.samples
 
-    def _side_by_side(self, work: Iterator[_Piece], first: _Piece, probe: Probe) -> Iterator[_Piece]:
+    def _side_by_side(
+        self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
+    ) -> Iterator[_Piece]:
         """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done.
 
         An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
@@ -157,7 +197,7 @@ class Passes:
         """
         threads = torch.get_num_threads()
         half = threads // _SIDE_BY_SIDE
-        with _threads(half):
+        with threads_of(half):
             with probe.fork() as again:
                 self._forward(first, again, watch=False)
             if not probe.agrees_with(again):
@@ -165,6 +205,7 @@ class Passes:
             forks = [probe.fork() for _ in range(_SIDE_BY_SIDE)]
             free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
             for fork in forks:
+                probe.adopt(fork)
                 free.put(fork)
 
             def run(piece: _Piece) -> _Piece:
@@ -177,6 +218,7 @@ class Passes:
                 finally:
                     free.put(fork)
 
+            clock = _Clock()
             running: deque[Future[_Piece]] = deque()
             with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
                 try:
@@ -187,14 +229,15 @@ class Passes:
                                 yield running.popleft().result()
                         else:  # it was not tried with these
                             yield from _drained(running)
-                            with _threads(threads):
+                            with threads_of(threads):
                                 self._forward(piece, probe)
                             yield piece
+                        if clock.is_due():
+                            yield from _drained(running)
+                            keep(probe)
                     yield from _drained(running)
                 finally:
                     pool.shutdown(cancel_futures=True)
-            for fork in forks:
-                probe.adopt(fork)
 
     def _forward(self, piece: _Piece, probe: Probe, *, watch: bool = True) -> None:
         """Run one forward pass, and watch what comes out."""

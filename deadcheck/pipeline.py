@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import datetime
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,19 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from deadcheck import __version__, parts
 from deadcheck import data as data_module
 from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import NothingMeasured, UsageError
+from deadcheck.errors import UsageError
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
-from deadcheck.passes import Passes, Progress
+from deadcheck.passes import Course, Passes, Progress, threads_of
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
-from deadcheck.sites import DataIdentity, Environment, Measurement, SiteStats, Skipped
+from deadcheck.processes import gathered
+from deadcheck.shard import WHOLE, Shard
+from deadcheck.sites import DataIdentity, Environment, Measurement
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -73,17 +77,51 @@ def scan(
         settings = replace(settings, device=device or str(_device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
-        loaded.module.to(_device(settings.device))
+        settings = replace(settings, device=str(_device(settings.device)))
+        loaded.module.to(settings.device)
     batches = open_data(data, settings, loaded)
     return diagnose(measure(loaded, batches, settings), thresholds or Thresholds())
 
 
-def scan_file(path: Path, load: LoadOptions, config: Config, progress: Progress | None = None) -> Diagnosis:
+def scan_file(
+    path: Path,
+    load: LoadOptions,
+    config: Config,
+    progress: Progress | None = None,
+    *,
+    shard: Shard = WHOLE,
+    checkpoint: Path | None = None,
+) -> Diagnosis:
     """Scan a saved model as the command line does."""
+    loaded, batches, settings = _opened(path, load, config)
+    seen = measure(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
+    return diagnose(seen, config.thresholds)
+
+
+def scan_together(
+    path: Path, load: LoadOptions, config: Config, shard: Shard, progress: Progress | None = None
+) -> Diagnosis:
+    """Scan a saved model in every process that torchrun started; all but the first raise ReportedElsewhere."""
+    started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+
+    def count() -> parts.Kept:
+        loaded, batches, settings = _opened(path, load, config)
+        scan, part = counted(loaded, batches, settings, progress, shard=shard)
+        return parts.Kept(scan, shard, True, part)
+
+    seen = replace(parts.merged(gathered(count)), seconds=time.perf_counter() - clock, started=_at(started))
+    return diagnose(seen, config.thresholds)
+
+
+def _opened(path: Path, load: LoadOptions, config: Config) -> tuple[LoadedModel, Batches, ScanSettings]:
+    settings = replace(config.scan, device=str(_device(config.scan.device)))
     loaded = open_model(path, load)
-    loaded.module.to(_device(config.scan.device))
-    batches = open_data(config.scan.data, config.scan, loaded)
-    return diagnose(measure(loaded, batches, config.scan, progress), config.thresholds)
+    loaded.module.to(settings.device)
+    return loaded, open_data(settings.data, settings, loaded), settings
+
+
+def _at(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="seconds")
 
 
 def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Batches:
@@ -110,36 +148,88 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
 
 
 def measure(
-    loaded: LoadedModel, batches: Batches, settings: ScanSettings, progress: Progress | None = None
+    loaded: LoadedModel,
+    batches: Batches,
+    settings: ScanSettings,
+    progress: Progress | None = None,
+    *,
+    shard: Shard = WHOLE,
+    checkpoint: Path | None = None,
 ) -> Measurement:
-    """Run the data through the model and count at every site; the model is left as it was."""
+    """Run the data through the model and count at every site; the model is left as it was.
+
+    With a ``checkpoint`` the scan goes on from what that file holds, if it is there, and keeps in it what it counted.
+    Of several shards each counts batches of its own; ``parts.merged`` joins them.
+    """
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    scan, part = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
+    seen = parts.measurement(scan, part)
+    return replace(seen, seconds=time.perf_counter() - clock, started=_at(started))
+
+
+def counted(
+    loaded: LoadedModel,
+    batches: Batches,
+    settings: ScanSettings,
+    progress: Progress | None = None,
+    *,
+    shard: Shard = WHOLE,
+    checkpoint: Path | None = None,
+) -> tuple[parts.Scan, parts.Part]:
+    """Count the batches of one shard, as ``measure`` does; they may hold nothing to measure."""
     model, notes = _runnable(loaded.module)
     entry = model if settings.call == "forward" else _entry(model, settings.call)
     run = Passes(model, entry, settings, fixed=None if batches.as_one else loaded.batch_size)
+    scan = _identity(loaded, batches, settings, run)
+    before = _before(checkpoint, scan, shard)
+    if before is not None and before.is_complete:
+        return scan, before.part
+
+    def so_far(probe: Probe) -> parts.Part:
+        told = (*loaded.warnings, *notes, *batches.warnings, *run.warnings, *probe.notes())
+        sites = probe.stats()
+        part = parts.Part(
+            {stats.site: stats for stats in sites}, dict(zip((s.site for s in sites), probe.places(), strict=True)),
+            run.inputs.states, run.outputs, run.samples, run.batches, probe.skipped(), told,
+        )  # fmt: skip
+        return part if before is None else before.part.plus(part)
+
+    def keep(probe: Probe, *, is_complete: bool = False) -> None:
+        if checkpoint is not None:
+            parts.save(checkpoint, parts.Kept(scan, shard, is_complete, so_far(probe)))
+
     with ExitStack() as stack:
         held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
+        stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
         torch.manual_seed(settings.seed)
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units))
-        run.through(batches, probe, held, progress)
-        stats, skipped, told = probe.stats(), probe.skipped(), probe.notes()
-    if not run.samples:
-        raise NothingMeasured(f"the data ({batches.source}) holds no samples, so nothing was measured; give it some")
-    if not stats:
-        raise NothingMeasured(_no_activation(run.samples, skipped))
-    return Measurement(
-        model=loaded.identity,
-        data=DataIdentity(batches.source, batches.sha256, run.samples, batches.synthetic),
-        env=Environment(torch.__version__, settings.device, run.dtype, seed=settings.seed),
-        sites=stats,
-        skipped=skipped,
-        inputs=run.inputs.summaries(),
-        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *told, *_guesses(stats)),
-        output_constant=run.outputs.constant,
-        seconds=time.perf_counter() - clock,
-        started=started.isoformat(timespec="seconds"),
-    )
+        run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
+        keep(probe, is_complete=True)
+        return scan, so_far(probe)
+
+
+def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
+    """Return what parts of one scan agree in."""
+    told = {
+        f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in ("data", "device", "threads")
+    }
+    env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed)
+    data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
+    return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})
+
+
+def _before(checkpoint: Path | None, scan: parts.Scan, shard: Shard) -> parts.Kept | None:
+    """Return what the file of an interrupted scan holds; UsageError if that was another scan."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    kept = parts.load(checkpoint)
+    differing = parts.differences(kept.scan, scan)
+    if kept.shard != shard:
+        differing = [f"it holds shard {kept.shard.index}/{kept.shard.count}"]
+    if differing:
+        raise UsageError(f"{checkpoint} is of another scan: {differing[0]}; delete it, or name another --checkpoint")
+    return kept
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -174,6 +264,13 @@ def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
 
 
 def _device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is the best there is, and a process of torchrun takes a GPU of its own."""
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    rank = os.environ.get("LOCAL_RANK", "")
+    if name == "cuda" and rank.isdecimal():
+        name = f"cuda:{rank}"
     try:
         torch.zeros(0, device=name)
         return torch.device(name)
@@ -184,29 +281,3 @@ def _device(name: str) -> torch.device:
 def _device_of(module: nn.Module) -> torch.device:
     tensor = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _guesses(stats: Sequence[SiteStats]) -> Iterator[str]:
-    guessed = [s.site for s in stats if s.site.axis_from == "guess"]
-    for axis in sorted({site.axis for site in guessed}):
-        keys = [site.key for site in guessed if site.axis == axis]
-        yield (
-            f"{_listed(keys)}: nothing told which axis holds the units; axis {axis} was guessed "
-            f"(set it with --units '{keys[0]}=AXIS')"
-        )
-    untold = [s.site.key for s in stats if s.site.samples_from == "call"]
-    if untold:
-        yield (
-            f"{_listed(untold)}: values could not be told apart by sample, so each batch counts as one sample "
-            "(--batch-size 1 makes that exact where the first axis of the data counts samples)"
-        )
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _no_activation(samples: int, skipped: Sequence[Skipped]) -> str:
-    seen = ", ".join(sorted({item.what for item in skipped})[:5])
-    hint = f"; not measured: {seen}" if seen else ""
-    return f"no activation ran in {samples} samples, so there is nothing to judge{hint}; is this the model you meant?"

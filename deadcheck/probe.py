@@ -46,7 +46,7 @@ from deadcheck.layout import (
 from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
-from deadcheck.sites import SiteStats, Skipped
+from deadcheck.sites import NEVER_RAN, SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
 
@@ -256,17 +256,25 @@ class Probe:
                 self.warnings[pattern] = f"--units '{pattern}={axis}' matches no site; see the keys in the report"
         return stats
 
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Return, for each record of ``stats``, the first sample of the batch in which it first ran, and which step."""
+        return tuple(record.first for record in self._roster.name(self._counted()))
+
     def _frozen(self) -> tuple[SiteStats, ...]:
+        counters = self._counted()
+        return tuple(
+            reduce(add, (counter.freeze(site) for counter in counters[record]))
+            for record in self._roster.name(counters)
+            for site in (self._roster.site(record),)
+        )
+
+    def _counted(self) -> dict[SiteRecord, list[SiteCounter]]:
         counters: dict[SiteRecord, list[SiteCounter]] = {}
         for probe in self._family:
             for record, counter in probe._counters.items():
                 if counter.samples:
                     counters.setdefault(record, []).append(counter)
-        stats = []
-        for record in self._roster.name(counters):
-            site = self._roster.site(record)
-            stats.append(reduce(add, (counter.freeze(site) for counter in counters[record])))
-        return tuple(stats)
+        return counters
 
     def notes(self) -> tuple[str, ...]:
         """Return what ran in another way than in a deployed model, or may not be as meant, one sentence each."""
@@ -738,7 +746,7 @@ class Probe:
                 continue
             matters = any(isinstance(child, activations.MODULES) for child in module.modules())
             if matters or any(True for _ in module.parameters()):
-                yield Skipped(type(module).__name__, name, "never ran on this sample")
+                yield Skipped(type(module).__name__, name, NEVER_RAN)
 
 
 class _Mode(TorchDispatchMode):

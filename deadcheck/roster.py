@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class SiteRecord:
     """Name of the site where it feeds others."""
 
     samples_from: str = "batch"
-    first: tuple[float, int] = (math.inf, 0)
+    first: tuple[int, int] = (sys.maxsize, 0)
     """First sample of the batch in which it first ran, and which step of it that was."""
 
     feeds: dict[str, str] = field(default_factory=dict)

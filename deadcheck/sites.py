@@ -192,6 +192,10 @@ def _first(a: IntArray, b: IntArray) -> IntArray:
     return np.where(a < 0, b, np.where(b < 0, a, np.minimum(a, b)))
 
 
+NEVER_RAN = "never ran on this sample"
+"""Why a module was not measured of which nothing ran."""
+
+
 @dataclass(frozen=True)
 class Skipped:
     """Something that was not measured or not changed, with the reason."""

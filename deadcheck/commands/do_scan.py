@@ -29,6 +29,9 @@ def scan(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    threads: options.Threads = None,
+    shard: options.ShardOption = None,
+    checkpoint: options.Checkpoint = None,
     seed: options.Seed = None,
     units: options.Units = None,
     gates: options.Gates = False,
@@ -52,8 +55,10 @@ def scan(
     """
     from deadcheck.commands.inputs import settings, shape_of, unit_axes
     from deadcheck.commands.measuring import Reading, Run, scans
-    from deadcheck.commands.output import look_of, outputs_of, publish
+    from deadcheck.commands.output import check_place, look_of, outputs_of, publish
+    from deadcheck.errors import UsageError
     from deadcheck.reports import worst_code
+    from deadcheck.shard import shard_of
 
     outputs = outputs_of(format, output or [])
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit)
@@ -65,13 +70,21 @@ def scan(
         "scan.input_shape": shape_of(input_shape),
         "scan.allow_nonfinite": allow_nonfinite or None,
         "scan.device": device,
+        "scan.threads": threads,
         "scan.seed": seed,
         "scan.units": unit_axes(units or []) or None,
         "scan.gates": gates or None,
         "scan.call": call,
     }
     reading = Reading(arch, arch_arg or (), allow_class or (), key, trust=trust)
-    run = Run(settings(config, flags), reading, None, per_unit=per_unit, quiet=quiet, debug=debug)
+    own = shard_of(shard)
+    if shard is not None and checkpoint is None:
+        raise UsageError(f"--shard {shard} counts a part of the data; add --checkpoint FILE, and merge the files")
+    if checkpoint is not None:
+        check_place("--checkpoint", str(checkpoint))
+    run = Run(settings(config, flags), reading, None, own, checkpoint, per_unit=per_unit, quiet=quiet, debug=debug)
     outcomes = list(scans([] if model is None else [model], run))
+    if not outcomes and own.index > 1:
+        return ExitCode.PASSED  # the first process reports for all that torchrun started
     publish(outcomes, outputs, look)
     return worst_code(outcomes, look)

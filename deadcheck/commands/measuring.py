@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,10 @@ from pathlib import Path
 from deadcheck.commands.inputs import Target, keywords, targets_of
 from deadcheck.commands.output import progress
 from deadcheck.config import Config
-from deadcheck.errors import DeadcheckError, ExitCode, internal_error
+from deadcheck.errors import DeadcheckError, ExitCode, ReportedElsewhere, internal_error
 from deadcheck.record import Record
 from deadcheck.reports import Failure, Outcome
+from deadcheck.shard import WHOLE, Shard
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Run:
     baseline: Path | None
     """From the command line; it stands before those of the configuration."""
 
+    shard: Shard = WHOLE
+    checkpoint: Path | None = None
     per_unit: bool = False
     quiet: bool = False
     debug: bool = False
@@ -45,7 +48,8 @@ class Run:
 def scans(models: Sequence[Path], run: Run) -> Iterator[Outcome]:
     """Yield the outcome of every model that was named, or that the configuration names."""
     for target in targets_of(models, run.config):
-        yield attempted(target.path, partial(_scan, target, run), debug=run.debug)
+        with suppress(ReportedElsewhere):
+            yield attempted(target.path, partial(_scan, target, run), debug=run.debug)
 
 
 def _scan(target: Target, run: Run) -> Outcome:
@@ -70,7 +74,23 @@ def scanned(target: Target, run: Run) -> Record:
     path = Path(target.path)
     # What the user's code prints is not the report.
     with redirect_stdout(sys.stderr), progress(path.name, quiet=run.quiet) as advance:
-        return record_of(pipeline.scan_file(path, load, target.config, advance), per_unit=run.per_unit)
+        if run.shard != WHOLE and run.checkpoint is None:  # torchrun's
+            diagnosis = pipeline.scan_together(path, load, target.config, run.shard, advance)
+        else:
+            diagnosis = pipeline.scan_file(
+                path, load, target.config, advance, shard=run.shard, checkpoint=run.checkpoint
+            )
+        return record_of(diagnosis, per_unit=run.per_unit)
+
+
+def joined(paths: Sequence[Path], config: Config, *, per_unit: bool) -> Outcome:
+    """Join what the shards of one scan counted."""
+    from deadcheck import parts
+    from deadcheck.diagnosis import diagnose
+    from deadcheck.record import record_of
+
+    seen = parts.merged([(str(path), parts.load(path)) for path in paths])
+    return Outcome(seen.model.path, record_of(diagnose(seen, config.thresholds), per_unit=per_unit))
 
 
 def attempted(name: str | None, work: Callable[[], Outcome], *, debug: bool) -> Outcome:
@@ -78,7 +98,7 @@ def attempted(name: str | None, work: Callable[[], Outcome], *, debug: bool) -> 
     try:
         return work()
     except DeadcheckError as error:
-        if debug:
+        if debug or isinstance(error, ReportedElsewhere):
             raise
         return Outcome(name, failure=Failure(error.exit_code, str(error)))
     except Exception as error:  # a fault of ours in one model must not hide what the others came to

@@ -66,8 +66,30 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="let this file run as a program, as TorchScript is", rich_help_panel=MODEL)
 ]
 Device = Annotated[
-    str | None, typer.Option(help="where to run \\[default: cpu]", rich_help_panel=MEASURE, show_default=False)
+    str | None,
+    typer.Option(
+        help="where to run: cpu, cuda, mps or auto \\[default: cpu]", rich_help_panel=MEASURE, show_default=False
+    ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="threads that torch may use \\[default: as it would]", min=1, rich_help_panel=MEASURE,
+                 show_default=False),
+]  # fmt: skip
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", help="count batches I, I+N, … alone, as I/N; needs --checkpoint", rich_help_panel=MEASURE,
+        show_default=False,
+    ),
+]  # fmt: skip
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep what was counted in this file: an interrupted scan goes on from it, 'merge' joins those of shards",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
 Seed = Annotated[
     int | None, typer.Option(help="random seed \\[default: 0]", rich_help_panel=MEASURE, show_default=False)
 ]
