@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that each failure stands for."""
+"""What can go wrong, the exit code that each failure stands for, and how the text of a file is told."""
 
 from enum import IntEnum, unique
 
@@ -70,3 +70,9 @@ class TrustRequired(DeadcheckError):
     """Reading the file would need trust that was not given."""
 
     exit_code = ExitCode.REFUSED
+
+
+def shown(text: str, letters: int = 120) -> str:
+    """Return a text of a file as a message shows it: on one line, nothing in it that steers a terminal, and cut."""
+    cut = text if len(text) <= letters else text[: letters - 1] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)

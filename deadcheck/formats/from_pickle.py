@@ -25,11 +25,11 @@ def open_pickle(path: Path, options: LoadOptions) -> LoadedModel:
 
 def _whole(path: Path, tree: Inert, options: LoadOptions, notes: list[str]) -> LoadedModel:
     if options.arch is not None:
-        loaded = load_weights(path, state_of(tree), options, "torch-module")
+        loaded = load_weights(path, state_of(tree, str(path)), options, "torch-module")
         return LoadedModel(loaded.module, loaded.identity, (*notes, *loaded.warnings))
     if options.arch_args:
         raise UsageError("--arch-arg goes with --arch, which was not given; add it or leave the arguments out")
     rebuilder = Rebuilder(str(path), options.allow_classes)
-    module = rebuilder.module(tree)
+    module = rebuilder.root(tree)
     read = "allowed-class" if options.allow_classes else "rebuilt"
     return LoadedModel(module, identity_of(path, "torch-module", read), (*notes, *rebuilder.warnings))

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deadcheck.errors import ModelFileError
+from deadcheck.folder import check_safetensors
 from deadcheck.formats.base import LoadedModel, LoadOptions
 from deadcheck.formats.from_state_dict import load_weights
 
@@ -19,6 +20,7 @@ def open_safetensors(path: Path, options: LoadOptions) -> LoadedModel:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file; ModelFileError where it is damaged."""
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
