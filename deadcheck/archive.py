@@ -48,7 +48,11 @@ def kind_of(path: Path) -> str:
 
     ModelFileError names every other kind of file that is known, and what to do with it.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        is_folder = False  # what is wrong with the path is told below
+    if is_folder:
         return _folder_kind(path)
     start = first_bytes(path)
     if start.startswith(b"PK"):
@@ -222,15 +226,13 @@ def _infos(file: BinaryIO) -> list[zipfile.ZipInfo]:
         return archive.infolist()
 
 
-def zip_names(path: Path) -> list[str]:
-    """Return the names of a zip's members; ModelFileError where it is damaged."""
+def entries_of(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the entries of a zip that was not judged; ModelFileError where it is damaged."""
     try:
         with path.open("rb") as file:
-            return [info.filename for info in _infos(file)]
+            return _infos(file)
     except _ZIP_DAMAGE as error:
-        raise ModelFileError(
-            f"{path}: damaged, a cut-off or broken zip ({error}); save or download the model again"
-        ) from error
+        raise ModelFileError(f"{path}: damaged, a cut-off or broken zip ({error}); save it again") from error
 
 
 def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
@@ -270,7 +272,7 @@ def _zip_kind(path: Path) -> str:
     """Tell which program wrote a zip; ModelFileError for one that is no PyTorch model."""
     if path.suffix == ".keras":
         raise ModelFileError(f"{path}: a Keras model; scan a PyTorch model")
-    names = zip_names(path)
+    names = [info.filename for info in entries_of(path)]
     inner = {name.partition("/")[2] for name in names} | {name for name in names if "/" not in name}
     if "archive_format" in inner or any(name.startswith(("models/", "serialized_")) for name in inner):
         return "pt2"

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -225,6 +226,9 @@ def inspect(
 def main() -> NoReturn:
     """Run the command line and exit with a code of ``ExitCode``."""
     debug = "--debug" in sys.argv
+    if not (debug or sys.warnoptions):
+        # What torch and numpy think of their own functions is nothing to the user of a file.
+        warnings.filterwarnings("ignore", module=r"(torch|numpy|deadcheck)(\.|$)")
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()

@@ -12,11 +12,13 @@ from typing import Any
 
 import yaml
 
-from deadcheck.errors import ConfigError
+from deadcheck.errors import ConfigError, shown
 
 FILE_NAME = "deadcheck.yaml"
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 20
+_MAX_SCALAR = 4096
+_MAX_FAULTS = 20
 _TRUST = ("trust", "allow_class", "allow_classes", "allow-class")
 
 
@@ -135,7 +137,7 @@ def _shares(value: Any) -> tuple[float, ...]:
 
 def _whole(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
             raise _FaultError(f"{value!r} is not a whole number of at least {least}")
         return value
 
@@ -267,7 +269,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         raise ConfigError(
-            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}; correct the line"
+            f"{path}:{line}: not valid YAML: {shown(str(getattr(error, 'problem', error)))}; correct the line"
         ) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; a configuration has two levels") from error
@@ -315,14 +317,17 @@ class _Reader:
         met: set[str] = set()
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            if len(self.faults) >= _MAX_FAULTS:
+                self._fault(key, "there are more faults; correct these first")
+                return
             if name in met:
                 self._fault(key, f"{prefix}{name} stands twice; keep one")
             elif name in _TRUST:
                 self._fault(key, f"{name}: trust is given on the command line only")
             elif name not in names:
-                near = difflib.get_close_matches(name, names, 1)
+                near = difflib.get_close_matches(name[:100], names, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                self._fault(key, f"unknown key {prefix}{name}; {hint}")
+                self._fault(key, f"unknown key {prefix}{shown(name)}; {hint}")
             else:
                 yield name, value
             met.add(name)
@@ -337,12 +342,16 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self._plain(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            keys = [key.value for key, _ in node.value]
-            if len(set(map(str, keys))) != len(keys):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(keys) != len(node.value):
+                raise _FaultError("a key is not text")
+            if len(set(keys)) != len(keys):
                 raise _FaultError("a key stands twice; keep one")
-            return {str(key.value): self._plain(value, depth + 1) for key, value in node.value}
+            return {key.value: self._plain(value, depth + 1) for key, value in node.value}
         if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in _SCALARS:
             raise _FaultError(f"the tag {node.tag} is not allowed; write a plain value")
+        if len(node.value) > _MAX_SCALAR:  # a number to base 60 takes minutes at this length
+            raise _FaultError(f"{node.value[:20]}… cannot be read: longer than {_MAX_SCALAR} letters")
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, yaml.YAMLError) as error:

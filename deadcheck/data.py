@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
 from deadcheck import torch_file
+from deadcheck.archive import entries_of
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import DataError, ModelFileError, UsageError
+from deadcheck.errors import DataError, ModelFileError, UsageError, shown
+from deadcheck.folder import check_safetensors
 from deadcheck.pickles import Global, Inert
 
 UNSIZED_LIMIT = 10_000
@@ -28,6 +30,8 @@ UNSIZED_LIMIT = 10_000
 _SYNTHETIC_SAMPLES = 256
 _MAX_INFLATED = 4 << 30
 _MAX_RATIO = 100
+_MAX_NESTED = 16
+_MAX_ENTRIES = 500_000
 _FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
 _SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
 
@@ -340,7 +344,7 @@ class Unpacker:
         args, kwargs, left = self._split(_as_tensors(item))
         if (
             left
-            and (note := f"{', '.join(left)} of the data did not go to the model (--unpack changes that)")
+            and (note := f"{_few(left)} of the data did not go to the model (--unpack changes that)")
             not in self._said
         ):
             self._said.add(note)
@@ -380,6 +384,10 @@ class Unpacker:
         return (item[first],), {}, [name for name in item if name != first]
 
 
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset[str], bool]:
     """Return how many arguments are required and possible, the names, and whether any number is taken."""
     try:
@@ -397,9 +405,12 @@ def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset
 def _as_tensors(value: Any) -> Any:
     """Turn arrays into tensors and detach; strings and other things pass."""
     if isinstance(value, Tensor):
+        if str(value.dtype) not in _NUMBERS:
+            raise DataError(f"a tensor of {value.dtype} cannot go to a model; give numbers of a usual type")
         return value.detach()
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufc":
+        # Longer ones than double precision are numbers that torch does not have.
+        if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
             raise DataError(f"an array of {value.dtype} cannot go to a model; give numbers")
         # A copy, since a memory map of a file is read-only and torch has no such thing.
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), copy=True))
@@ -410,6 +421,13 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_as_tensors, value))
     return value
+
+
+_NUMBERS = frozenset(
+    f"torch.{name}"
+    for name in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool", "uint8", "uint16",
+                 "uint32", "uint64", "int8", "int16", "int32", "int64")
+)  # fmt: skip
 
 
 def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bool]:
@@ -490,10 +508,9 @@ def _kind(path: Path, start: bytes) -> str | None:
         return "npy"
     if start.startswith(b"PK"):
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return {".npz": "npz"}.get(path.suffix, "pt")
+            names = [info.filename for info in entries_of(path)]
+        except ModelFileError as error:
+            raise DataError(str(error)) from error
         return "npz" if names and all(name.endswith(".npy") for name in names) else "pt"
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return "safetensors"
@@ -526,24 +543,29 @@ def _read_npy(path: Path) -> Any:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     def load() -> dict[str, Any]:
-        with zipfile.ZipFile(path) as archive:
-            inflated = sum(info.file_size for info in archive.infolist())
+        inflated = sum(info.file_size for info in entries_of(path))
         packed = max(path.stat().st_size, 1)
         if inflated > _MAX_INFLATED or (inflated > 256 << 20 and inflated > _MAX_RATIO * packed):
             raise DataError(
                 f"{path}: {packed} bytes that would inflate to {inflated}, as a zip bomb does; save it as .npy instead"
             )
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise DataError(f"{path}: damaged, {shown(strange[0])!r} in it is no array; save the data again")
+        return arrays
 
     return _numpy(load, path)  # type: ignore[no-any-return]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except ModelFileError as error:
+        raise DataError(str(error)) from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: damaged safetensors ({_line(error)}); save the data again") from error
 
 
@@ -552,13 +574,7 @@ def _read_pt(path: Path) -> Any:
         data = torch_file.load(path).root
     except ModelFileError as error:
         raise DataError(str(error)) from error
-    strange = _first_inert(data)
-    if strange is not None:
-        raise DataError(
-            f"{path}: needs {strange}, which could run code, so it was not read; save tensors, dicts and lists alone"
-        )
-    if isinstance(data, Tensor) and data.layout is not torch.strided:
-        raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
+    _check_entries(data, path)
     if isinstance(data, list) and data and all(isinstance(item, Tensor) for item in data):
         return data if len({item.shape for item in data}) > 1 or data[0].dim() == 0 else tuple(data)
     if not isinstance(data, (Tensor, Mapping, tuple, list)):
@@ -568,16 +584,22 @@ def _read_pt(path: Path) -> Any:
     return data
 
 
-def _first_inert(data: Any) -> str | None:
-    """Return the name of an object in the data that was not built, if there is one."""
-    queue, met = [data], {id(data)}
+def _check_entries(data: Any, path: Path) -> None:
+    """Look at every entry before anything walks them, a shared one under each of its places: so there may be no end."""
+    queue, count = [(data, 0)], 0
     while queue:
-        value = queue.pop()
+        value, depth = queue.pop()
+        count += 1
         if isinstance(value, (Inert, Global)):
-            return value.name
+            raise DataError(
+                f"{path}: needs {value.name}, which could run code, so it was not read; "
+                "save tensors, dicts and lists alone"
+            )
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
+        if depth > _MAX_NESTED:
+            raise DataError(f"{path}: is nested more than {_MAX_NESTED} deep, which no data is; save tensors")
         items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
-        for item in items:
-            if id(item) not in met:
-                met.add(id(item))
-                queue.append(item)
-    return None
+        if count + len(queue) + len(items) > _MAX_ENTRIES:
+            raise DataError(f"{path}: holds more than {_MAX_ENTRIES:,} entries; save tensors of many samples each")
+        queue += [(item, depth + 1) for item in items]

@@ -44,7 +44,7 @@ def shards(path: Path) -> list[Path]:
 def check_safetensors(path: Path) -> None:
     """Refuse what is no regular file, and a head that would take the memory, before the library reads it."""
     if not path.is_file():
-        raise ModelFileError(f"{path}: not a regular file; download the model again")
+        raise ModelFileError(f"{path}: not a regular file; save or download it again")
     try:
         with path.open("rb") as file:
             start, size = file.read(8), file.seek(0, 2)
@@ -53,7 +53,7 @@ def check_safetensors(path: Path) -> None:
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if length + 8 > size or length > _MAX_HEADER:
         raise ModelFileError(
-            f"{path}: damaged safetensors (its head claims {length} bytes of {size}); download the model again"
+            f"{path}: damaged safetensors (its head claims {length} bytes of {size}); save or download it again"
         )
 
 

@@ -172,6 +172,8 @@ _STORAGE_TYPES: dict[str, torch.dtype] = {
     "TypedStorage": torch.uint8,
 }
 
+_QUANTISED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
+
 _CONSTANTS: dict[str, Any] = {
     **{str(value): value for value in vars(torch).values() if isinstance(value, (torch.dtype, torch.qscheme))},
     **{str(value): value for value in vars(torch).values() if isinstance(value, (torch.memory_format, torch.layout))},
@@ -222,21 +224,27 @@ class _TensorMaker(pickles.Maker):
             part = part.clone()  # torch's kernels may count on aligned elements
         return part
 
-    def strided(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a view of a storage, after checking that it stays inside and takes no memory out of nothing."""
-        if not isinstance(storage, torch.storage.TypedStorage):
-            raise TypeError("no storage")
+    def check(self, storage: Any, offset: Any, size: Any, stride: Any, itemsize: int) -> None:
+        """Refuse a tensor that leaves its storage, or that takes memory out of nothing."""
         numbers = (offset, *size, *stride)
         if not all(type(number) is int and 0 <= number < 1 << 60 for number in numbers) or len(size) != len(stride):
             raise ValueError("a shape that no tensor has")
-        kind = dtype or storage.dtype
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else offset - 1
-        if (last + 1) * kind.itemsize > storage._untyped_storage.nbytes():
+        if (last + 1) * itemsize > storage._untyped_storage.nbytes():
             raise self.damaged("a tensor in it is larger than its storage")
-        taken = math.prod(size) * kind.itemsize
+        taken = math.prod(size) * itemsize
         self._left -= taken
         if self._left < 0:
             raise self.damaged(f"its tensors would take {taken} bytes of memory, out of a file of {self.size_of_file}")
+
+    def strided(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a view of a storage."""
+        if not isinstance(storage, torch.storage.TypedStorage):
+            raise TypeError("no storage")
+        kind = dtype or storage.dtype
+        if kind in _QUANTISED:
+            raise self.damaged("a quantised tensor in it has no scale")
+        self.check(storage, offset, size, stride, kind.itemsize)
         return torch.empty(0, dtype=kind).set_(storage._untyped_storage, offset, torch.Size(size), tuple(stride))
 
     def damaged(self, what: str) -> ModelFileError:
@@ -259,7 +267,9 @@ class _TensorMaker(pickles.Maker):
         return nn.Parameter(data, requires_grad=grad)
 
     def quantised(self, storage: Any, offset: Any, size: Any, stride: Any, parameters: Any, *_: Any) -> Tensor:
-        self.strided(storage, offset, size, stride)
+        if not isinstance(storage, torch.storage.TypedStorage):
+            raise TypeError("no storage")
+        self.check(storage, offset, size, stride, storage.dtype.itemsize)
         return torch._utils._rebuild_qtensor(storage, offset, size, stride, parameters, False, OrderedDict())  # type: ignore[no-any-return]
 
     def sparse(self, layout: Any, data: Any) -> Tensor:

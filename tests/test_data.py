@@ -871,4 +871,4 @@ def test_a_damaged_safetensors_header(tmp_path: Path) -> None:
 
     told = fault(path)
     assert told.startswith(f"{path}: damaged safetensors (")
-    assert told.endswith("; save the data again")
+    assert told.endswith("; save or download it again")

@@ -6,6 +6,7 @@ Run as a program, it reads a job a line from stdin and answers each with a line 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -139,6 +140,15 @@ def command(argv: list[str]) -> Callable[[], None]:
     return work
 
 
+def _warm(argv: list[str]) -> None:
+    from deadcheck.cli import main
+
+    sys.argv, held = ["deadcheck", *argv], sys.stderr
+    with open(os.devnull, "w") as sys.stderr, contextlib.suppress(SystemExit):
+        main()
+    sys.stderr = held
+
+
 def loader(name: str, path: str) -> Callable[[], None]:
     """Return what opens a file without any care."""
 
@@ -156,7 +166,7 @@ def loader(name: str, path: str) -> Callable[[], None]:
         loaders: dict[str, Callable[[], Any]] = {
             "pickle": lambda: pickled(path),
             "torch": lambda: torch.load(path, weights_only=False),
-            "export": lambda: torch.export.load(path).module(),
+            "export": lambda: torch.export.load(path).module()(torch.ones(2, 4)),
             "script": lambda: torch.jit.load(path)(torch.ones(2, 4)),
             "numpy": lambda: np.load(path, allow_pickle=True),
             "npz": lambda: [*np.load(path, allow_pickle=True).values()],
@@ -184,6 +194,8 @@ def serve() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    for verb in ("scan", "inspect"):  # loads what a command loads
+        _warm([verb, "/nowhere"])
     for line in sys.stdin:
         job = json.loads(line)
         work = command(job["argv"]) if "argv" in job else loader(job["loader"], job["path"])
