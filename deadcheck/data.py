@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from deadcheck import torch_file
 from deadcheck.archive import entries_of
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import DataError, ModelFileError, UsageError, shown
+from deadcheck.errors import DataError, ModelFileError, UsageError
 from deadcheck.folder import check_safetensors
 from deadcheck.pickles import Global, Inert
+from deadcheck.safe_text import brief
 
 UNSIZED_LIMIT = 10_000
 """Samples taken from data that does not say how long it is."""
@@ -344,8 +345,7 @@ class Unpacker:
         args, kwargs, left = self._split(_as_tensors(item))
         if (
             left
-            and (note := f"{_few(left)} of the data did not go to the model (--unpack changes that)")
-            not in self._said
+            and (note := f"{_few(left)} of the data did not go to the model (--unpack changes that)") not in self._said
         ):
             self._said.add(note)
             warnings.append(note)
@@ -552,7 +552,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise DataError(f"{path}: damaged, {shown(strange[0])!r} in it is no array; save the data again")
+            raise DataError(f"{path}: damaged, {brief(strange[0])!r} in it is no array; save the data again")
         return arrays
 
     return _numpy(load, path)  # type: ignore[no-any-return]

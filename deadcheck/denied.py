@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from deadcheck.errors import TrustRequired, shown
+from deadcheck.errors import TrustRequired
+from deadcheck.safe_text import brief
 
 _DENIED_MODULES = frozenset(
     ("os", "posix", "nt", "sys", "subprocess", "importlib", "runpy", "pty", "socket", "shutil", "ctypes", "pip",
@@ -40,7 +41,11 @@ _DENIED_NAMES = frozenset(
 _NAME = re.compile(r"[\w\-]+(\.[\w\-]+)+")
 """A module and a name in it. A message may tell the user to type it."""
 
-_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+_HARMLESS = re.compile(
+    r"torch\._dynamo\.(eval_frame\.(OptimizedModule|OptimizeContext)|convert_frame\.(CatchErrorsWrapper|ConvertFrame\w*)"
+    r"|hooks\.Hooks|repro\.after_dynamo\.WrapBackendDebug)"
+)
+"""What torch.compile leaves around a model: never looked up, the model inside is read."""
 
 
 def refuse_denied(source: str, names: Collection[str]) -> None:
@@ -48,14 +53,9 @@ def refuse_denied(source: str, names: Collection[str]) -> None:
     strange = sorted(name for name in names if not _NAME.fullmatch(name))
     if strange:
         raise TrustRequired(
-            f"{source}: names {shown(strange[0])!r}, which is no name; nothing was run; do not load this file"
+            f"{source}: names {brief(strange[0])!r}, which is no name; nothing was run; do not load this file"
         )
     denied = sorted(name for name in names if is_denied(name))
-    if denied and _COMPILED in names:
-        raise TrustRequired(
-            f"{source}: holds a module of torch.compile, whose pickle cannot be told from an attack; "
-            "save the module inside it (torch.save(model._orig_mod, ...)) or its state_dict()"
-        )
     if denied:
         raise TrustRequired(
             f"{source}: names {denied[0]}, which no model needs and an attack would use; nothing was run; "
@@ -65,6 +65,8 @@ def refuse_denied(source: str, names: Collection[str]) -> None:
 
 def is_denied(name: str) -> bool:
     """Tell whether a global is one that runs code or reaches the system, whoever asks for it."""
+    if _HARMLESS.fullmatch(name):
+        return False
     parts = name.split(".")
     if any(".".join(parts[:i]) in _DENIED_MODULES for i in range(1, min(len(parts), 4) + 1)):
         return True

@@ -1,4 +1,4 @@
-"""What can go wrong, the exit code that each failure stands for, and how the text of a file is told."""
+"""What can go wrong, and the exit code that each failure stands for."""
 
 from enum import IntEnum, unique
 
@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     """Could not do the job: usage, config, unreadable file, mismatch, or a crash."""
 
     NOTHING_JUDGED = 3
-    """Nothing to judge: no activation seen, or no samples."""
+    """Nothing to judge: no activation, no or too few samples; at a gate also random data, a baseline of other data."""
 
     REFUSED = 4
     """Refused: reading this would need trust."""
@@ -72,7 +72,7 @@ class TrustRequired(DeadcheckError):
     exit_code = ExitCode.REFUSED
 
 
-def shown(text: str, letters: int = 120) -> str:
-    """Return a text of a file as a message shows it: on one line, nothing in it that steers a terminal, and cut."""
-    cut = text if len(text) <= letters else text[: letters - 1] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+def internal_error(error: Exception) -> str:
+    """Say that a fault is ours; what is not a DeadcheckError was not foreseen."""
+    reason = str(error).splitlines()[0][:500] if str(error) else ""
+    return f"internal error ({type(error).__name__}: {reason}); run again with --debug and report it"

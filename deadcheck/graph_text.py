@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from deadcheck.errors import shown
+from deadcheck.safe_text import brief
 
 _PATH = re.compile(r"[\w.:/@+\- ]*")
 """Paths of weights and modules; they are put between quotes."""
@@ -243,4 +243,4 @@ def _is_small(node: ast.AST) -> bool:
 
 def quoted(text: str) -> str:
     """Return a text of the file as a message shows it."""
-    return f"'{shown(text, 80)}'"
+    return f"'{brief(text, 80)}'"

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deadcheck.errors import TrustRequired, shown
+from deadcheck.errors import TrustRequired
 from deadcheck.pickles import Global, Inert
+from deadcheck.safe_text import brief
 
 MAX_DEPTH = 100
 _MAX_MODULES = 100_000
 _MAX_LETTERS = 32 << 20
 """Letters in all paths together."""
 
-WRAPPERS = {
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-}
-"""Classes around a model of which only the model is read, and the name it has there."""
+_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+WRAPPERS = frozenset(
+    ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel", _COMPILED)
+)
+"""Classes around a model of which only the model is read."""
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -55,7 +55,18 @@ METHODS = frozenset(
 
 def is_module(value: Any) -> bool:
     """Tell an object that looks like a module."""
-    return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
+    if not isinstance(value, Inert):
+        return False
+    return (isinstance(value.state, dict) and "_parameters" in value.state) or value.name == _COMPILED
+
+
+def inner(node: Inert) -> Inert | None:
+    """Return the model inside a wrapper."""
+    if node.name == _COMPILED:  # it pickles as a call with the model and what compiled it
+        child = node.args[0] if isinstance(node.args, tuple) and node.args else None
+    else:
+        child = dict(_children(node)).get("module")
+    return child if isinstance(child, Inert) else None
 
 
 def walk(root: Inert, source: str) -> Iterator[tuple[str, Inert]]:
@@ -88,6 +99,8 @@ def walk(root: Inert, source: str) -> Iterator[tuple[str, Inert]]:
 
 
 def _children(node: Inert) -> Iterator[tuple[str, Inert]]:
+    if node.name == _COMPILED and (child := inner(node)) is not None:
+        yield "_orig_mod", child
     children = node.state.get("_modules") if isinstance(node.state, dict) else None
     for name, child in items(children):
         if isinstance(child, Inert):
@@ -158,4 +171,4 @@ def shadowed(source: str, where: str) -> TrustRequired:
 
 def refusal(source: str, where: str, what: str) -> TrustRequired:
     """Return the refusal of a tree, naming what was met and where."""
-    return TrustRequired(f"{source}: {shown(where) or 'the model'} {what}; nothing was run; do not load this file")
+    return TrustRequired(f"{source}: {brief(where) or 'the model'} {what}; nothing was run; do not load this file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,7 +271,11 @@ class _TensorMaker(pickles.Maker):
         if not isinstance(storage, torch.storage.TypedStorage):
             raise TypeError("no storage")
         self.check(storage, offset, size, stride, storage.dtype.itemsize)
-        return torch._utils._rebuild_qtensor(storage, offset, size, stride, parameters, False, OrderedDict())  # type: ignore[no-any-return]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that quantised tensors are on their way out
+            return torch._utils._rebuild_qtensor(  # type: ignore[no-any-return]
+                storage, offset, size, stride, parameters, False, OrderedDict()
+            )
 
     def sparse(self, layout: Any, data: Any) -> Tensor:
         if layout is not torch.sparse_coo or not 3 <= len(data) <= 4:

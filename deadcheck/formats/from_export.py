@@ -22,17 +22,26 @@ from deadcheck.entrypoint import resolve
 from deadcheck.errors import DeadcheckError, ModelFileError, TrustRequired, UsageError
 from deadcheck.exported import mark, static_batch
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
+from deadcheck.sites import ModelIdentity
 
 
 def open_export(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a program that ``torch.export.save`` wrote and mark its places for the probe."""
     program, read = load_program(path, options)
-    with _failures(path):
-        # The checks of the inputs are Python that torch writes; the shapes are checked by the forward pass itself.
+    return _marked(program, identity_of(path, "pt2", read), str(path))
+
+
+def open_live(program: ExportedProgram) -> LoadedModel:
+    """Take a program that lives in memory; the module that is made of it is marked, not the program."""
+    return _marked(program, ModelIdentity(None, None, None, "object", "object"), "the program")
+
+
+def _marked(program: ExportedProgram, identity: ModelIdentity, source: str) -> LoadedModel:
+    with _failures(source):
+        # The checks of the inputs are Python that torch writes; the forward pass itself checks the shapes.
         module = program.module(check_guards=False)
         mark(module)
-        batch_size = static_batch(program)
-    return LoadedModel(module, identity_of(path, "pt2", read), batch_size=batch_size, example=program.example_inputs)
+        return LoadedModel(module, identity, batch_size=static_batch(program), example=program.example_inputs)
 
 
 def load_program(path: Path, options: LoadOptions) -> tuple[ExportedProgram, str]:
@@ -59,7 +68,7 @@ def load_program(path: Path, options: LoadOptions) -> tuple[ExportedProgram, str
         raise ModelFileError(f"{path}: cannot be read ({error}); check the file") from error
     for name in found.needs:
         _require(path, name, options)
-    with _failures(path), _quiet("torch.export", "torch._export"), torch.sparse.check_sparse_tensor_invariants():
+    with _failures(str(path)), _quiet("torch.export", "torch._export"), torch.sparse.check_sparse_tensor_invariants():
         return torch.export.load(given), "trusted" if found.dangers else "audited"
 
 
@@ -105,7 +114,7 @@ def _require(path: Path, name: str, options: LoadOptions) -> None:
 
 
 @contextmanager
-def _failures(path: Path) -> Iterator[None]:
+def _failures(source: str) -> Iterator[None]:
     """Say in one sentence what torch could not do."""
     try:
         yield
@@ -114,7 +123,7 @@ def _failures(path: Path) -> Iterator[None]:
     except Exception as error:  # torch raises almost anything on a program it does not understand
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelFileError(
-            f"{path}: an exported program that this torch cannot load ({text[:200]}); export it again with torch "
+            f"{source}: an exported program that this torch cannot load ({text[:200]}); export it again with torch "
             f"{torch.__version__.partition('+')[0]}"
         ) from error
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from deadcheck.boundary import tensors_in
 from deadcheck.entrypoint import build
-from deadcheck.errors import ArchitectureError, UsageError, shown
+from deadcheck.errors import ArchitectureError, UsageError
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
 from deadcheck.module_tree import is_module
 from deadcheck.pickles import Global, Inert
+from deadcheck.safe_text import brief
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _OPTIMISER = ("param_groups", "state")
@@ -97,7 +98,7 @@ def weights_in(path: Path, data: Any, key: str | None) -> tuple[Any, list[str]]:
     if not isinstance(data, Mapping) or _is_weights(data):
         return data, []
     distinct = {id(value): value for value in data.values()}  # a million entries may be one and the same dict
-    holding = {key for key, value in distinct.items() if _is_weights(value) or is_module(value)}
+    holding = {key for key, value in distinct.items() if _is_weights(value) or _is_module(value)}
     found = {str(name): value for name, value in data.items() if id(value) in holding}
     strays = sorted({name for value in distinct.values() for name in _stray(value)})
     notes = [f"{name} in the checkpoint was left unread, as it is no weight" for name in strays[:5]]
@@ -117,7 +118,7 @@ def _entry(path: Path, data: Any, key: str) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             raise UsageError(f"{path}: has no entry {key!r}; it holds {_named(value)}")
         value = value[part]
-    if not (_is_weights(value) or is_module(value)):
+    if not (_is_weights(value) or _is_module(value)):
         raise UsageError(f"{path}: the entry {key!r} holds no weights; the file holds {_named(data)}")
     return value
 
@@ -125,7 +126,7 @@ def _entry(path: Path, data: Any, key: str) -> Any:
 def _named(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"a {type(value).__name__}"
-    names = [f"'{shown(str(name))}'" for name in islice(value, 8)]
+    names = [f"'{brief(str(name))}'" for name in islice(value, 8)]
     return (", ".join(names) or "nothing") + (f" and {len(value) - 8} more" if len(value) > 8 else "")
 
 
@@ -135,6 +136,10 @@ def _is_weights(value: Any) -> bool:
         return False
     tensors = sum(isinstance(item, Tensor) for item in value.values())
     return all(isinstance(name, str) for name in value) and tensors * 2 > len(value)
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, nn.Module) or is_module(value)
 
 
 def _stray(value: Any) -> list[str]:

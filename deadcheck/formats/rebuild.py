@@ -7,11 +7,12 @@ import importlib
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from deadcheck import module_tree
 from deadcheck.entrypoint import resolve
@@ -28,19 +29,32 @@ _SAVE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_p
                "_load_state_dict_post_hooks")  # fmt: skip
 
 
+def _subclasses(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    """Yield a class and all that derive from it."""
+    yield base
+    for cls in base.__subclasses__():
+        yield from _subclasses(cls)
+
+
+_QUANTISED = "torch.ao.nn.quantized."
+
+
 def _torch_classes() -> dict[str, type[nn.Module]]:
     """Return every module class of torch.nn by its full name."""
-    found: dict[str, type[nn.Module]] = {}
-    queue: list[type[nn.Module]] = [nn.Module]
-    while queue:
-        cls = queue.pop()
-        if cls.__module__.startswith("torch.nn.modules."):
-            found[f"{cls.__module__}.{cls.__qualname__}"] = cls
-        queue += cls.__subclasses__()
-    return found
+    return {
+        f"{cls.__module__}.{cls.__qualname__}": cls
+        for cls in _subclasses(nn.Module)
+        if cls.__module__.startswith("torch.nn.modules.")
+    }
 
 
 CLASSES = _torch_classes()
+
+
+def _is_torchs(name: str) -> bool:
+    """Tell a class of torch, whose attributes are all known."""
+    return name in CLASSES or name.startswith(_QUANTISED)
+
 
 _FUNCTIONS: dict[str, Any] = {
     # torch._VF holds torch's own functions under another name.
@@ -85,13 +99,12 @@ class Rebuilder:
 
     def _wrapped(self, inert: Inert, path: str, depth: int) -> nn.Module | None:
         """Return the module inside a data-parallel or compiled wrapper."""
-        inner = module_tree.WRAPPERS.get(inert.name)
-        if inner is None:
+        if inert.name not in module_tree.WRAPPERS:
             return None
-        modules = inert.state.get("_modules") if isinstance(inert.state, dict) else None
-        child = modules.get(inner) if isinstance(modules, Mapping) else None
-        if not isinstance(child, Inert):
+        child = module_tree.inner(inert)
+        if child is None:
             raise self._refusal(path, f"is a {inert.name} without a module in it")
+            return None
         self.warnings.append(f"the model inside {inert.name.rpartition('.')[2]} was read")
         return self.module(child, path, depth + 1)
 
@@ -99,6 +112,11 @@ class Rebuilder:
         cls = self._class(inert, path)
         if not issubclass(cls, nn.Module) or not module_tree.is_module(inert):
             raise self._refusal(path, f"is a {inert.name}, which is no module")
+        if issubclass(cls, LazyModuleMixin):
+            raise ModelFileError(
+                f"{self.source}: {path or 'the model'} is a {cls.__name__} that never ran, so it has no weights; "
+                "run the model on one batch and save it again"
+            )
         state = {name: value for name, value in inert.state.items() if name not in _GONE}
         layers = state.get("num_layers")
         if issubclass(cls, nn.RNNBase) and not (type(layers) is int and 0 < layers <= _MAX_RNN_LAYERS):
@@ -123,6 +141,8 @@ class Rebuilder:
         name = inert.name
         if name in CLASSES:
             return CLASSES[name]
+        if name.startswith(_QUANTISED):
+            return self._quantised_class(name, path)
         if name in self.allowed:
             module, _, attribute = name.rpartition(".")
             if module == "__main__":
@@ -135,6 +155,16 @@ class Rebuilder:
                 raise UsageError(f"--allow-class {name}: is no class; name a class")
             return found
         raise TrustRequired(needs_class(self.source, name))
+
+    def _quantised_class(self, name: str, path: str) -> type[nn.Module]:
+        """Return a class of torch's quantised linear layers, whose packed weights can be packed again."""
+        found = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(nn.Module)}.get(name)
+        if found is None or "conv" in name.lower():
+            raise TrustRequired(
+                f"{self.source}: {path or 'the model'} is a {name}, whose packed weights only torch itself can unpack; "
+                "save the model with torch.jit.save(torch.jit.script(model), ...) and scan that with --trust"
+            )
+        return found
 
     def _attribute(self, inert: Inert, cls: type, name: str, path: str, depth: int) -> Any:
         where, value = f"{path}.{name}" if path else name, inert.state[name]
@@ -151,7 +181,7 @@ class Rebuilder:
         method = getattr(cls, name, None)
         # A class of the user's own may well have an attribute like ``type``, where torch has a method.
         if (callable(method) or isinstance(method, property)) and (
-            inert.name in CLASSES or type(value) not in (str, bool, int, float, type(None))
+            _is_torchs(inert.name) or type(value) not in (str, bool, int, float, type(None))
         ):
             raise module_tree.shadowed(self.source, where)
         return self.plain(value, where)
@@ -208,8 +238,19 @@ class Rebuilder:
         self._built[id(value)] = built
         return built
 
+    def _packed(self, state: Any, where: str) -> Any:
+        """Pack the weights of a quantised linear layer as ``torch.ao.nn.quantized.Linear`` does."""
+        weight, bias = state[0] if isinstance(state, tuple) and state and isinstance(state[0], tuple) else (None, None)
+        if not isinstance(weight, Tensor) or not weight.is_quantized or weight.dim() != 2:
+            raise self._refusal(where, "is packed in a way that is not known")
+        if bias is not None and not isinstance(bias, Tensor):
+            raise self._refusal(where, "is packed with a bias that is no tensor")
+        return torch.ops.quantized.linear_prepack(weight, bias)
+
     def _object(self, inert: Inert, where: str, depth: int) -> Any:
         name = inert.name
+        if name == "torch.ScriptObject":
+            return self._packed(inert.state, where)
         if name in CLASSES:
             return self.module(inert, where, depth + 1)
         if name not in self.allowed:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from deadcheck import __version__
-from deadcheck.errors import shown
 from deadcheck.inspection import Inspection, TensorInfo
+from deadcheck.safe_text import brief
 
 _SHOWN = 12
 _WIDTH = 400
@@ -21,10 +21,10 @@ _BITS = {"bool": 8, "float64": 64, "int64": 64, "complex64": 64, "complex128": 1
 
 def render_text(found: Inspection) -> str:
     """Return a few lines for a person, in which no text of the file can pass for a line of ours."""
-    lines = [f"deadcheck inspect  {shown(found.path, _WIDTH)}"]
+    lines = [f"deadcheck inspect  {brief(found.path, _WIDTH)}"]
     for label, values in _rows(found):
         for number, value in enumerate(values):
-            lines.append(f"  {label if number == 0 else '':<12} {shown(value, _WIDTH)}")
+            lines.append(f"  {label if number == 0 else '':<12} {brief(value, _WIDTH)}")
     return "\n".join(lines) + "\n"
 
 
