@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 256 << 10
 _MAX_DEPTH = 20
 _MAX_LETTERS = 4096
 _SCALARS = ("str", "int", "float", "bool", "null")
@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file; check the path given with --config")
         if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is; check the path")
+            raise ConfigError(f"{path}: larger than 256 KiB, which no configuration is; check the path")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); check the file") from error
@@ -59,8 +59,10 @@ def toml_root(path: Path) -> yaml.Node | None:
     try:
         table = tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
         return None if table is None else yaml.SafeDumper(io.StringIO()).represent_data(table)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}; correct the file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
+    except (ValueError, yaml.YAMLError, AttributeError) as error:  # a number may be too long for Python
+        raise ConfigError(f"{path}: not valid TOML: {brief(str(error))}; correct the file") from error
 
 
 def line_of(node: yaml.Node) -> int | None:

@@ -369,8 +369,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize(("size", "is_read"), [(1 << 20, True), ((1 << 20) + 1, False), (2 << 20, False)])
-def test_a_file_larger_than_one_mebibyte(tmp_path: Path, size: int, is_read: bool) -> None:
+@pytest.mark.parametrize(("size", "is_read"), [(256 << 10, True), ((256 << 10) + 1, False), (2 << 20, False)])
+def test_a_file_larger_than_256_kib(tmp_path: Path, size: int, is_read: bool) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * size)
 
@@ -379,7 +379,7 @@ def test_a_file_larger_than_one_mebibyte(tmp_path: Path, size: int, is_read: boo
     else:
         with pytest.raises(ConfigError) as caught:
             load_config(path)
-        assert str(caught.value) == f"{path}: larger than 1 MiB, which no configuration is; check the path"
+        assert str(caught.value) == f"{path}: larger than 256 KiB, which no configuration is; check the path"
 
 
 @pytest.mark.parametrize("content", [b"scan: {data: \xff}", "scan: {seed: 1}".encode("utf-16"), b"\x80\x02}q\x00."])

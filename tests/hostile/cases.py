@@ -59,6 +59,9 @@ class Case:
     as_config: bool = False
     """Whether it is given with ``--config``."""
 
+    own_data: bool = False
+    """Whether it brings its data along, so that no other is given."""
+
     armed: str = ""
     """Loader that runs the payload, to show that there is one."""
 
@@ -149,7 +152,17 @@ def tensor(key: str, shape: tuple[int, ...], *, stride: tuple[int, ...] | None =
     sizes, steps = (b"(" + b"".join(map(whole, numbers)) + b"t" for numbers in (shape, strides))
     held = storage(key, size, kind)
     hooks = called("collections", "OrderedDict")
-    return named("torch._utils", "_rebuild_tensor_v2") + b"(" + held + whole(offset) + sizes + steps + b"\x89" + hooks + b"tR"
+    return (
+        named("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + held
+        + whole(offset)
+        + sizes
+        + steps
+        + b"\x89"
+        + hooks
+        + b"tR"
+    )
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,7 +184,7 @@ def parameter(value: bytes) -> bytes:
 def module(kind: str, *, tables: Mapping[str, bytes] | None = None, **state: bytes) -> bytes:
     """Return the opcodes of a module of torch.nn; ``kind`` is ``linear.Linear`` and the like."""
     place, _, name = kind.rpartition(".")
-    empty = {key: b"}" for key in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")}
+    empty = dict.fromkeys(("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"), b"}")
     return built(f"torch.nn.modules.{place}", name, {"training": b"\x89", **empty, **(tables or {}), **state})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zipfile
@@ -23,7 +24,9 @@ from tests.hostile.evil_weights import SAFETENSORS, _sparse
 
 
 def _npy(shape: str, kind: str = "<f4", body: bytes = b"", *, version: int = 1, order: str = "False") -> bytes:
-    head = f"{{'descr': {kind if kind.startswith('[') else repr(kind)}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
+    head = (
+        f"{{'descr': {kind if kind.startswith('[') else repr(kind)}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
+    )
     data = head.encode("latin1")
     form = "<H" if version == 1 else "<I"
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack(form, len(data)) + data + body
@@ -41,17 +44,22 @@ def _objects(marker: Path) -> bytes:
     return _npy("(1,)", "|O", b"\x80\x02" + called("posix", "mkdir", text(str(marker))) + STOP)
 
 
-def _bomb(_: Path) -> bytes:
-    """2 GiB of zeros in 2 MiB."""
+@functools.cache
+def _bomb_bytes() -> bytes:
+    """300 MiB of zeros in 300 KiB."""
     held = io.BytesIO()
     with (
         zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("x.npy", "w", force_zip64=True) as member,
     ):
-        member.write(_npy("(536870912,)"))
-        for _ in range(2048):
+        member.write(_npy("(78643200,)"))
+        for _ in range(300):
             member.write(bytes(1 << 20))
     return held.getvalue()
+
+
+def _bomb(_: Path) -> bytes:
+    return _bomb_bytes()
 
 
 def _pt(root: bytes, **storages: bytes) -> bytes:
@@ -160,6 +168,6 @@ CASES = (
     Case("data-safetensors-type-of-4-bits", into("x.safetensors", SAFETENSORS["type-of-4-bits"]), 2,
          "cannot go to a model", as_data=True),
     Case("sample-beside-payload", _beside("pt", PT["payload"][0]), 4, "which no model needs", found="net.sample.pt",
-         flags=("--no-data",)),
-    Case("sample-beside-bomb", _beside("npz", _bomb), 2, "net.sample.npz", found="net.sample.npz", flags=("--no-data",)),
+         own_data=True),
+    Case("sample-beside-bomb", _beside("npz", _bomb), 2, "net.sample.npz", found="net.sample.npz", own_data=True),
 )  # fmt: skip

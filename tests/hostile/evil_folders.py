@@ -53,7 +53,9 @@ def _folder(
     return make
 
 
-def _with(special: Callable[[Path, Path], None], config: Mapping[str, Any] | None = BERT) -> Callable[[Path, Path], Path]:
+def _with(
+    special: Callable[[Path, Path], None], config: Mapping[str, Any] | None = BERT
+) -> Callable[[Path, Path], Path]:
     def make(parent: Path, marker: Path) -> Path:
         folder = _folder(config)(parent, marker)
         special(folder, marker)

@@ -118,7 +118,7 @@ def _call(name: str, *arguments: tuple[str, Any]) -> Change:
         document = json.loads(members[MODEL])
         node = copy.deepcopy(_relu(document))
         spelled = json.loads(json.dumps(list(arguments)).replace("MARKER", str(marker)))
-        node.update(target=name, name="extra", outputs=[],
+        node.update(target=name, name="extra", outputs=[{"as_none": True}],
                     inputs=[{"name": key, "arg": value, "kind": 1} for key, value in spelled])  # fmt: skip
         _graph(document)["nodes"].insert(0, node)
         members[MODEL] = json.dumps(document).encode()
@@ -314,8 +314,8 @@ CHANGES: dict[str, tuple[Change, int, str, str]] = {
     "constants-legacy": (_put("data/constants/model.pt", _evil), 4, "which no model needs", "export"),
     "native-library": (_put("data/aotinductor/model/x.so", b"\x7fELF"), 4, "is compiled code", ""),
     "native-library-elsewhere": (_put("extra/x.SO", b"\x7fELF"), 4, "is compiled code", ""),
-    "second-model": (_second_model, 0, "of 3 units are dead", "export"),
-    "calls-os-system": (_call("torch.os.system", ("", {"as_string": "mkdir MARKER"})), 4, OPERATOR, "export"),
+    "second-model": (_second_model, 0, "of 3 units are dead", ""),
+    "calls-os-system": (_call("torch.os.system", ("", {"as_string": "mkdir MARKER"})), 4, OPERATOR, ""),
     "calls-hub": (_call("torch.hub.load", ("", {"as_string": "MARKER"})), 4, OPERATOR, ""),
     "calls-load": (_target("torch.load"), 4, OPERATOR, ""),
     "calls-save": (_target("torch.ops.aten.save.default"), 4, OPERATOR, ""),
@@ -363,7 +363,7 @@ CHANGES: dict[str, tuple[Change, int, str, str]] = {
     "range-of-symbol-9999999999": (_document(lambda d, _: d["range_constraints"].update(
         u9999999999={"min_val": 0, "max_val": 9})), 4, "that of no symbol", ""),
     "guards": (_document(_guards), 0, "of 3 units are dead", "export"),
-    "constant-input": (_document(_constant_input), 4, "holds a quote", "export"),
+    "constant-input": (_document(_constant_input), 4, "holds a quote", ""),
     "stack-trace": (_document(lambda d, code: _relu(d)["metadata"].update(
         stack_trace=f'File "x", line 1, in f\n  {code}', source_fn_stack="a,torch.os.system", custom="[" * 9999)), 0,
         "of 3 units are dead", ""),
@@ -419,15 +419,15 @@ def _script(source: str, call: str) -> Callable[[Path, Path], Path]:
     return make
 
 
-FORWARD = '''
+FORWARD = """
 import torch
 
 class Net(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         torch.save(x, "MARKER")
         return x.relu()
-'''
-SETSTATE = '''
+"""
+SETSTATE = """
 import torch
 from typing import Tuple
 
@@ -448,7 +448,7 @@ class Net(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.relu()
-'''
+"""
 
 
 def _script_with(**changes: bytes) -> Callable[[Path, Path], Path]:

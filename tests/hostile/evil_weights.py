@@ -59,7 +59,9 @@ SAFETENSORS = {
 def _many(_: Path) -> bytes:
     """A head of 32 MiB that names 600,000 empty tensors."""
     one = b',"%07d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
-    return _safe(b'{"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' + b"".join(one % i for i in range(600_000)) + b"}")
+    return _safe(
+        b'{"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' + b"".join(one % i for i in range(600_000)) + b"}"
+    )
 
 
 def _ints(key: str, shape: tuple[int, ...]) -> bytes:
@@ -69,7 +71,13 @@ def _ints(key: str, shape: tuple[int, ...]) -> bytes:
 def _sparse(indices: list[int], size: int = 4) -> bytes:
     """A sparse vector whose indices are what the file says."""
     count = len(indices)
-    data = b"(" + _ints("0", (1, count)) + tensor("1", (count,)) + called("torch", "Size", b"(" + whole(size) + b"t") + b"\x89t"
+    data = (
+        b"("
+        + _ints("0", (1, count))
+        + tensor("1", (count,))
+        + called("torch", "Size", b"(" + whole(size) + b"t")
+        + b"\x89t"
+    )
     root = named("torch._utils", "_rebuild_sparse_tensor") + b"(" + (
         called("torch.serialization", "_get_layout", text("torch.sparse_coo")) + data + b"tR"
     )  # fmt: skip

@@ -10,7 +10,19 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.hostile.cases import STOP, Case, into, linear, mapping, parameter, relu, sequential, tensor, torch_zip, zipped
+from tests.hostile.cases import (
+    STOP,
+    Case,
+    into,
+    linear,
+    mapping,
+    parameter,
+    relu,
+    sequential,
+    tensor,
+    torch_zip,
+    zipped,
+)
 
 NET = b"\x80\x02" + sequential(linear(), relu()) + STOP
 GOOD = {"data.pkl": NET, "byteorder": b"little", "version": b"3\n", "data/0": bytes(48), "data/1": bytes(12)}
@@ -26,7 +38,7 @@ def _deflated(_: Path) -> bytes:
 
 
 def _bomb(_: Path) -> bytes:
-    """2 MiB that inflate to 2 GiB, in the place of a storage."""
+    """A storage that is packed, and claims to hold 2 GiB."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as archive:
         for name, content in GOOD.items():
@@ -34,7 +46,7 @@ def _bomb(_: Path) -> bytes:
                 archive.writestr(f"archive/{name}", content)
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         block = bytes(1 << 20)
-        packed = b"".join(packer.compress(block) for _ in range(2048)) + packer.flush()
+        packed = b"".join(packer.compress(block) for _ in range(32)) + packer.flush()
         info = zipfile.ZipInfo("archive/data/0")
         archive.writestr(info, packed)
     data = bytearray(held.getvalue())
@@ -122,7 +134,7 @@ def _zip64_lie(_: Path) -> bytes:
     """A zip64 record that says the table of members is larger than the file."""
     data = zipped(GOOD)
     end = data.rindex(b"PK\x05\x06")
-    size, start = struct.unpack_from("<II", data, end + 12)
+    start = struct.unpack_from("<I", data, end + 16)[0]
     record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 5, 5, 1 << 40, start)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
     tail = bytearray(data[end:])

@@ -75,7 +75,11 @@ KINDS: dict[str, tuple[str, bytes, str]] = {
     "tensorflow": ("model.pb", b"\x0a\x0d\x0a\x03" + bytes(100), "not a PyTorch model"),
     "tflite": ("model.tflite", b"\x1c\x00\x00\x00TFL3" + bytes(100), "not a PyTorch model"),
     "torch-package": ("model.pt", _package(), "a torch.package"),
-    "bin-index": ("pytorch_model.bin.index.json", b'{"metadata": {}, "weight_map": {}}', "the index of a sharded model"),
+    "bin-index": (
+        "pytorch_model.bin.index.json",
+        b'{"metadata": {}, "weight_map": {}}',
+        "the index of a sharded model",
+    ),
     "safetensors-index": ("model.safetensors.index.json", b'{"metadata": {}}', "the index of a sharded model"),
     "gzip": ("model.pt", b"\x1f\x8b\x08" + bytes(100), "no kind of model that is known"),
     "one-byte": ("model.pt", b"\x80", "damaged"),
