@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ _MAX_RATIO = 100
 _MAX_NESTED = 16
 _MAX_ENTRIES = 500_000
 _FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
-_SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,6 @@ class Batches:
             self.warnings.append(
                 f"the data does not say how long it is; stopped after {done} samples (see --max-samples)"
             )
-
-
-def sample_beside(model_path: Path) -> Path | None:
-    """Return the sample that lies beside a model (``NAME.sample.npz|pt|safetensors|npy``), or None."""
-    stem = model_path.name if model_path.is_dir() else model_path.stem
-    return next((p for suffix in _SUFFIXES if (p := model_path.with_name(stem + suffix)).is_file()), None)
 
 
 class _Ready:
@@ -528,7 +522,7 @@ def _numpy(load: Callable[[], Any], path: Path) -> Any:
         raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
     except (OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError, NotImplementedError, OverflowError) as error:
         raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
-    except (SyntaxError, TypeError, RuntimeError) as error:  # a header that is no literal, or a wrong checksum
+    except (SyntaxError, TokenError, TypeError, RuntimeError) as error:  # a header that is no literal, a wrong checksum
         raise DataError(f"{path}: damaged ({_line(error)}); save the data again") from error
 
 

@@ -1,4 +1,4 @@
-"""Judges a Hugging Face folder, and the heads of safetensors files, before a library opens them."""
+"""Judges a Hugging Face folder and the heads of safetensors files before a library opens them."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from deadcheck import archive
 from deadcheck.errors import DeadcheckError, TrustRequired
 from deadcheck.inspectors import INSPECTORS
 from deadcheck.inspectors.base import Found, Inspection, TensorInfo
+from deadcheck.sample import sample_beside
 
 __all__ = ["Inspection", "TensorInfo", "inspect"]
 
-_SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -30,7 +30,7 @@ def inspect(path: Path) -> Inspection:
         found.is_hopeless = True
     except OSError as error:
         raise archive.unreadable(path, error) from error
-    sample = next((p for s in _SUFFIXES if (p := path.with_name(_stem(path) + s)).is_file()), None)
+    sample = sample_beside(path)
     size = sum(f.stat().st_size for f in path.iterdir() if f.is_file()) if path.is_dir() else path.stat().st_size
     return Inspection(
         path=str(path),
@@ -48,10 +48,6 @@ def inspect(path: Path) -> Inspection:
         refused=found.refused,
         next=_next(path, found, has_sample=found.has_sample or sample is not None),
     )
-
-
-def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
 
 
 def _next(path: Path, found: Found, *, has_sample: bool) -> str:

@@ -24,6 +24,7 @@ from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, Usag
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
+from deadcheck.sample import sample_beside
 from deadcheck.sites import DataIdentity, Environment, Measurement, SiteStats, Skipped
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
     """Open the data that was named, or the sample beside the model."""
     if source is None:
         path = loaded.identity.path
-        source = data_module.sample_beside(Path(path)) if path else None
+        source = sample_beside(Path(path)) if path else None
         if source is None and loaded.example is not None and path is not None:
             return data_module.example_in(path, loaded.example)
         if source is None:

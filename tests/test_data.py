@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from deadcheck.data import UNSIZED_LIMIT, Batch, Batches, DataOptions, open_data, sample_beside
+from deadcheck.data import UNSIZED_LIMIT, Batch, Batches, DataOptions, open_data
 from deadcheck.errors import DataError, TrustRequired, UsageError
+from deadcheck.sample import sample_beside
 
 X = torch.arange(10.0).reshape(5, 2)
 Y = torch.arange(5)
@@ -638,6 +639,15 @@ def test_of_several_samples_npz_comes_first(tmp_path: Path) -> None:
         (tmp_path / f"net.sample.{suffix}").touch()
 
     assert sample_beside(tmp_path / "net.pt") == tmp_path / "net.sample.npz"
+
+
+def test_the_sample_beside_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.sample.npz").touch()
+    monkeypatch.chdir(tmp_path / "model")
+
+    assert sample_beside(Path()) == tmp_path / "model.sample.npz"
+    assert sample_beside(Path("/")) is None
 
 
 def test_a_folder_is_no_sample(tmp_path: Path) -> None:
