@@ -149,7 +149,7 @@ def _beside(name: str, content: bytes | Callable[[Path], bytes]) -> Callable[[Pa
 
 CASES = (
     *(
-        Case(f"npy-{name}", into("x.npy", content), 2, "cannot go to a model" if name in TYPES else "x.npy", as_data=True,
+        Case(f"npy-{name}", into("x.npy", content), 2, "an array of" if name in TYPES else "x.npy", as_data=True,
              armed="numpy" if name == "objects" else "")
         for name, content in NPY.items()
     ),
