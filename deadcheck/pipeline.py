@@ -20,7 +20,7 @@ from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batch, Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
+from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
@@ -251,7 +251,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def _device_of(module: nn.Module) -> torch.device:
@@ -289,7 +289,7 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
     """Say where a forward pass failed, on what input, and what that place expected."""
     path, module = probe.failure
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     expected = next(
         (
             f"; {name}={getattr(module, name)} is what that layer expects"

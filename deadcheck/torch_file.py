@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deadcheck import archive, pickles
 from deadcheck.denied import refuse_denied
-from deadcheck.errors import DeadcheckError, ModelFileError, TrustRequired
+from deadcheck.errors import DeadcheckError, ModelFileError, TrustRequired, first_line
 from deadcheck.pickles import Global, Stored
 
 _MAX_DIMENSIONS = 64
@@ -72,9 +72,8 @@ def _load(file: BinaryIO, source: str, whole: Callable[[], torch.UntypedStorage]
     except DeadcheckError:
         raise
     except (RuntimeError, NotImplementedError, AssertionError, OSError, MemoryError, UnicodeError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(
-            f"{source}: a tensor in it cannot be built ({text[:200]}); save or download the file again"
+            f"{source}: a tensor in it cannot be built ({first_line(error)[:200]}); save or download the file again"
         ) from error
     return TorchFile(inert.root, layout.globals)
 

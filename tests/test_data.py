@@ -351,7 +351,7 @@ class Failing(Dataset[Tensor]):
         (OSError("disc\ngone"), "OSError at batch 7 (disc)"),
         (ValueError("odd"), "ValueError at batch 7 (odd)"),
         (KeyError("name"), "KeyError at batch 7 ('name')"),
-        (RuntimeError(), "RuntimeError at batch 7 ()"),
+        (RuntimeError(), "RuntimeError at batch 7 (RuntimeError)"),
         (ZeroDivisionError("by 0"), "ZeroDivisionError at batch 7 (by 0)"),
     ],
 )

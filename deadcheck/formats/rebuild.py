@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from deadcheck import module_tree
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import ModelFileError, TrustRequired, UsageError
+from deadcheck.errors import ModelFileError, TrustRequired, UsageError, first_line
 from deadcheck.pickles import Global, Inert
 
 _MAX_NESTED = 32
@@ -130,9 +130,8 @@ class Rebuilder:
             built.__setstate__(clean)
             _fill_newer(built)
         except Exception as error:  # code of the user's class, or torch's own on a state that may lack much
-            text = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelFileError(
-                f"{self.source}: {path or 'the model'} cannot be rebuilt as {inert.name} ({text[:200]}); "
+                f"{self.source}: {path or 'the model'} cannot be rebuilt as {inert.name} ({first_line(error)[:200]}); "
                 "save the model again, or give the code that builds it with --arch"
             ) from error
         return built

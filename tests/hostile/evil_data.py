@@ -19,6 +19,7 @@ from tests.hostile.cases import (
     text,
     torch_zip,
     whole,
+    zipped,
 )
 from tests.hostile.evil_weights import SAFETENSORS, _sparse
 
@@ -32,12 +33,15 @@ def _npy(shape: str, kind: str = "<f4", body: bytes = b"", *, version: int = 1, 
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack(form, len(data)) + data + body
 
 
-def _npz(**members: bytes) -> bytes:
-    held = io.BytesIO()
-    with zipfile.ZipFile(held, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(f"{name}.npy", content)
-    return held.getvalue()
+def _npz(method: int = zipfile.ZIP_STORED, /, **members: bytes) -> bytes:
+    return zipped({f"{name}.npy": content for name, content in members.items()}, folder="", method=method)
+
+
+def _badly_packed() -> bytes:
+    """The third kind of block, which deflate does not have, in the first byte after the name."""
+    data = bytearray(_npz(zipfile.ZIP_DEFLATED, x=_npy("(8, 4)", body=bytes(128))))
+    data[30 + len("x.npy")] = 0b111
+    return bytes(data)
 
 
 def _objects(marker: Path) -> bytes:
@@ -113,6 +117,7 @@ NPZ: dict[str, bytes | Callable[[Path], bytes]] = {
     "member-is-no-array": _npz(x=b"evil"),
     "member-is-empty": _npz(x=b""),
     "unlike-lengths": _npz(x=_npy("(8, 4)", body=bytes(128)), y=_npy("(7, 4)", body=bytes(112))),
+    "badly-packed": _badly_packed(),
     "outside": _npz(**{"../../x": _npy("(8, 4)", body=bytes(128)), "/etc/y": _npy("(7, 4)", body=bytes(112))}),
 }
 
