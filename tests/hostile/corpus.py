@@ -12,18 +12,20 @@ from tests.hostile import (
     evil_modules,
     evil_pickles,
     evil_programs,
+    evil_scripts,
     evil_settings,
     evil_weights,
     evil_zips,
     odd_files,
 )
-from tests.hostile.cases import ARCH
+from tests.hostile.cases import ARCH, Case
 
 ALL = (
     *evil_pickles.CASES,
     *evil_modules.CASES,
     *evil_zips.CASES,
     *evil_programs.CASES,
+    *evil_scripts.CASES,
     *evil_weights.CASES,
     *evil_data.CASES,
     *evil_settings.CASES,
@@ -31,6 +33,11 @@ ALL = (
     *odd_files.CASES,
     *bombs.CASES,
 )
+
+
+def named(name: str) -> Case:
+    """Return the file of that name."""
+    return next(case for case in ALL if case.name == name)
 
 
 def write(folder: Path) -> None:

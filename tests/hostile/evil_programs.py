@@ -1,4 +1,4 @@
-"""Exported programs and TorchScript that would run code while they are loaded, or once they are called."""
+"""Exported programs that would run code while they are loaded, or once they are called."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import copy
 import functools
 import io
 import json
-import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.cases import STOP, Case, called, into, legacy, text, torch_zip, zipped
+from tests.hostile.cases import STOP, Case, called, legacy, text, torch_zip, zipped
+from tests.hostile.evil_scripts import good_script
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -24,7 +24,7 @@ Change = Callable[[Members, Path], None]
 
 
 @functools.cache
-def _good() -> Members:
+def good_program() -> Members:
     """The members of a small program of one's own, as torch saves it."""
     import torch
     from torch import nn
@@ -43,7 +43,7 @@ def changed(change: Change) -> Callable[[Path, Path], Path]:
     """Return what writes that program with its members changed."""
 
     def make(folder: Path, marker: Path) -> Path:
-        members = dict(_good())
+        members = dict(good_program())
         change(members, marker)
         path = folder / "model.pt2"
         path.write_bytes(zipped(members, folder="model/"))
@@ -135,7 +135,7 @@ def _payload(path: str, *, key: str = "0.weight", table: str = WEIGHTS, use_pick
 
 
 def _weights() -> Any:
-    return json.loads(_good()[WEIGHTS])
+    return json.loads(good_program()[WEIGHTS])
 
 
 def _spec(edit: Callable[[Any, str], None], which: str = "in_spec") -> Change:
@@ -230,7 +230,7 @@ def _second_model(members: Members, marker: Path) -> None:
     """A description under another ending: torch takes every file of that folder for one."""
     _call("torch.os.system", ("", {"as_string": "mkdir MARKER"}))(members, marker)
     members["models/model.data"] = members[MODEL]
-    members[MODEL] = _good()[MODEL]
+    members[MODEL] = good_program()[MODEL]
 
 
 def _legacy_archive(folder: Path, marker: Path) -> Path:
@@ -245,31 +245,21 @@ def _legacy_archive(folder: Path, marker: Path) -> Path:
 
 def _both_archives(folder: Path, marker: Path) -> Path:
     """A program that fails to load, so that torch falls back to what it finds at the root."""
-    members = dict(_good())
+    members = dict(good_program())
     _document(lambda document, _: document.clear())(members, marker)
     path = folder / "model.pt2"
     path.write_bytes(zipped(members, folder="model/"))
     with zipfile.ZipFile(path, "a") as archive:
-        for name, content in (("version", b"8.8"), ("serialized_exported_program.json", _good()[MODEL]),
+        for name, content in (("version", b"8.8"), ("serialized_exported_program.json", good_program()[MODEL]),
                               ("serialized_state_dict.pt", _evil(marker)), ("serialized_constants.pt", b""),
                               ("serialized_example_inputs.pt", b"")):  # fmt: skip
             archive.writestr(name, content)
     return path
 
 
-@functools.cache
-def _script_zip() -> dict[str, bytes]:
-    import torch
-
-    held = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())), held)
-    with zipfile.ZipFile(held) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-
-
 def _script_as_sample(marker: Path) -> bytes:
     """A TorchScript program in the place of the sample: ``torch.load`` hands it to ``torch.jit.load``."""
-    return zipped(_script_zip())
+    return zipped(good_script())
 
 
 def _tar_as_sample(marker: Path) -> bytes:
@@ -393,93 +383,6 @@ def _found(name: str, code: int, says: str) -> str:
     return "an exported program" if name in _UNTOLD or code == 0 else says
 
 
-def _script(source: str, call: str) -> Callable[[Path, Path], Path]:
-    """Return what scripts a module whose ``forward`` or ``__setstate__`` saves a tensor to the marker."""
-
-    def make(folder: Path, marker: Path) -> Path:
-        import torch
-
-        code = folder / "scripted.py"
-        code.write_text(source.replace("MARKER", str(marker)))
-        space: dict[str, Any] = {"__name__": "scripted"}
-        import importlib.util
-
-        spec = importlib.util.spec_from_file_location("scripted", code)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        space.update(vars(loaded))
-        path = folder / "model.pt"
-        torch.jit.save(torch.jit.script(space["Net"]()), str(path))
-        code.unlink()
-        marker.unlink(missing_ok=True)
-        return path
-
-    return make
-
-
-FORWARD = """
-import torch
-
-class Net(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        torch.save(x, "MARKER")
-        return x.relu()
-"""
-SETSTATE = """
-import torch
-from typing import Tuple
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.x = 1
-
-    @torch.jit.export
-    def __getstate__(self) -> Tuple[int, bool]:
-        return (self.x, self.training)
-
-    @torch.jit.export
-    def __setstate__(self, state: Tuple[int, bool]) -> None:
-        torch.save(torch.zeros(1), "MARKER")
-        self.x = state[0]
-        self.training = state[1]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.relu()
-"""
-
-
-def _script_with(**changes: bytes) -> Callable[[Path, Path], Path]:
-    def make(folder: Path, marker: Path) -> Path:
-        path = folder / "model.pt"
-        path.write_bytes(zipped({**_script_zip(), **{name.replace("__", "/"): data for name, data in changes.items()}}))
-        return path
-
-    return make
-
-
-def _packed_bomb(folder: Path, marker: Path) -> Path:
-    """Code that claims little and inflates to 1 GiB."""
-    path = folder / "model.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in _script_zip().items():
-            archive.writestr(f"archive/{name}", content)
-        with archive.open(zipfile.ZipInfo("archive/code/__torch__/evil.py"), "w") as member:
-            member.write(b"")
-    data = path.read_bytes()
-    path.write_bytes(data)
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for number in range(4):
-            with archive.open(f"archive/code/__torch__/e{number}.py", "w") as member:
-                for _ in range(256):
-                    member.write(b"relu " * 209_715)
-    return path
-
-
-SCRIPT = "is a program"
-
 CASES = (
     *(
         Case(f"pt2-{name}", changed(change), code, says, found=_found(name, code, says), armed=armed)
@@ -487,12 +390,4 @@ CASES = (
     ),
     Case("pt2-legacy-archive", _legacy_archive, 2, "more than one folder"),
     Case("pt2-two-archives", _both_archives, 2, "more than one folder"),
-    Case("script-forward-saves", _script(FORWARD, "forward"), 4, "add --trust", found="writes or reads files", armed="script"),
-    Case("script-setstate-saves", _script(SETSTATE, "load"), 4, "add --trust", found="writes or reads files", armed="script"),
-    Case("script-evil-pickle", _script_with(**{"data.pkl": pickle.dumps(print)}), 4, "add --trust", found="builtins.print"),
-    Case("script-of-other-operators", _script_with(code____torch__evil_py=b""), 4, "add --trust", found=SCRIPT),
-    Case("script-code-bomb", _packed_bomb, 2, "code that would inflate without end"),
-    Case("script-with-an-arch", _script_with(), 2, "leave out --arch", flags=("--arch", "arch.py:net"), found=SCRIPT),
-    Case("script-beside-a-pickle", into("model.pt", lambda marker: zipped(
-        {**_script_zip(), "data.pkl": _evil(marker)})), 4, "add --trust", found="names posix.mkdir"),
 )  # fmt: skip

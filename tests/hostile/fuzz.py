@@ -23,15 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.hostile import evil_pickles, evil_programs
 from tests.hostile.cases import ARCH
+from tests.hostile.corpus import named
 from tests.hostile.forks import Run, in_a_child
 from tests.hostile.mutations import changed
 
 CODES = frozenset((0, 1, 2, 3, 4))
 CPU_SECONDS = 10
 WALL_SECONDS = 120
-MIB = 1024  # the most that a child may take beyond a bare one
+MIB = 1024
+"""The most that a child may take beyond a bare one."""
+
+LARGEST = 4 << 20
+"""Bytes of an input."""
+
+MARKER = Path("marker")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,14 @@ def _bytes(save: Callable[[Any], object]) -> bytes:
     held = io.BytesIO()
     save(held)
     return held.getvalue()
+
+
+def _case(name: str) -> bytes:
+    """Return a file of the corpus."""
+    path = named(name).make(Path(), MARKER)
+    data = path.read_bytes()
+    path.unlink()
+    return data
 
 
 def _modules() -> Iterator[tuple[str, Any]]:
@@ -93,9 +107,6 @@ def seeds() -> list[Seed]:
     state, x = net.state_dict(), np.ones((8, 4), np.float32)
     sparse = {**state, "s": torch.eye(3).to_sparse(), "c": torch.eye(3).to_sparse_csr(),
               "q": torch.quantize_per_channel(torch.ones(3, 2), torch.ones(3), torch.zeros(3), 0, torch.qint8)}  # fmt: skip
-    program = evil_programs._good()
-    payload = dict(program)
-    evil_programs._put(evil_programs.SAMPLE, evil_programs._evil)(payload, Path("marker"))
     out = [Seed(f"{name}.pt", _bytes(lambda f, m=module: torch.save(m, f)), MODEL) for name, module in _modules()]
     out += [
         Seed("legacy.pt", _bytes(lambda f: torch.save(net, f, _use_new_zipfile_serialization=False)), MODEL),
@@ -106,11 +117,11 @@ def seeds() -> list[Seed]:
         Seed("checkpoint.pt", _bytes(lambda f: torch.save({"state_dict": state, "epoch": 3, "args": argparse.Namespace(a=1)}, f)),
              WEIGHTS),
         Seed("weights.safetensors", safetensors.torch.save(state), WEIGHTS),
-        Seed("model.pt2", evil_programs.zipped(program, folder="model/"), MODEL),
+        Seed("model.pt2", _case("pt2-guards"), MODEL),
         Seed("scripted.pt", _bytes(lambda f: torch.jit.save(torch.jit.script(net), f)), MODEL),
         Seed("traced.pt", _bytes(lambda f: torch.jit.save(torch.jit.trace(net, torch.ones(2, 4)), f)), MODEL),
-        Seed("evil.pt", evil_pickles._in_zip(evil_pickles._FUNCTIONS["builtins-exec"])(Path("marker")), MODEL),
-        Seed("evil.pt2", evil_programs.zipped(payload, folder="model/"), MODEL),
+        Seed("evil.pt", _case("pickle-global-in-zip"), MODEL),
+        Seed("evil.pt2", _case("pt2-sample-pickle"), MODEL),
         Seed("x.npy", _bytes(lambda f: np.save(f, x)), DATA),
         Seed("x.npz", _bytes(lambda f: np.savez(f, x=x)), DATA),
         Seed("packed.npz", _bytes(lambda f: np.savez_compressed(f, x=x)), DATA),
@@ -163,9 +174,8 @@ def _called(argv: Sequence[str]) -> tuple[Any, str, str]:
     return (0 if code is None else code), out.getvalue(), err.getvalue()
 
 
-def run_input(seed: Seed, data: bytes, folder: Path) -> Run:
-    """Write a changed file and run the commands that take it, in a child."""
-    (folder / seed.name).write_bytes(data)
+def run_input(seed: Seed) -> Run:
+    """Run the commands that take a changed file, in a child."""
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (3 * CPU_SECONDS, 3 * CPU_SECONDS))
@@ -174,74 +184,76 @@ def run_input(seed: Seed, data: bytes, folder: Path) -> Run:
             argv = [word.replace("FILE", seed.name) for word in command]
             began = time.process_time()
             code, out, err = _called(argv)
-            answers.append({"argv": argv, "code": code, "out": out[-300:], "err": err[-2000:], "lines": err.count("\n"),
+            answers.append({"argv": argv, "code": code, "said": bool(out or err), "err": err[-2000:], "lines": err.count("\n"),
                             "failed": "Traceback" in out + err or "internal error" in err,
                             "seconds": time.process_time() - began})  # fmt: skip
         os.write(1, json.dumps(answers).encode())
 
-    return in_a_child(work, cwd=str(folder), seconds=WALL_SECONDS)
+    return in_a_child(work, cwd=".", seconds=WALL_SECONDS)
 
 
-def faults(run: Run, bare: int, marker: Path) -> list[str]:
+def faults(run: Run, bare: int) -> list[str]:
     """Return what is wrong with how a child ended; nothing where all is well."""
     if run.code != 0:
         return [f"the process died ({run.code}): {run.err[-300:]}"]
     found = [f"took {(run.peak - bare) // 1024} MiB"] if (run.peak - bare) // 1024 > MIB else []
-    if marker.exists():
-        marker.rmdir()
+    if MARKER.exists():
+        MARKER.rmdir()
         found.append("ran code of the file")
     for answer in json.loads(run.out):
-        what = " ".join(answer["argv"])
-        if answer["code"] not in CODES:
-            found.append(f"{what}: exit code {answer['code']}")
-        if answer["failed"]:
-            found.append(f"{what}: {answer['err'][-400:].strip()}")
-        if answer["code"] not in (0, 1) and not answer["err"] and not answer["out"]:
-            found.append(f"{what}: exit code {answer['code']} without a word")
-        if answer["code"] in (0, 1) and "Error" in answer["err"]:
-            found.append(f"{what}: well, but said {answer['err'][-300:]}")
-        if answer["lines"] > 40:
-            found.append(f"{what}: {answer['lines']} lines of error")
-        if answer["seconds"] > CPU_SECONDS:
-            found.append(f"{what}: took {answer['seconds']:.0f} s")
+        code, err = answer["code"], answer["err"]
+        wrong = {
+            f"exit code {code}": code not in CODES,
+            "a crash": answer["failed"],
+            "not a word": code not in (0, 1) and not answer["said"],
+            "an error, and all is well": code in (0, 1) and "Error" in err,
+            f"{answer['lines']} lines of error": answer["lines"] > 40,
+            f"{answer['seconds']:.0f} s": answer["seconds"] > CPU_SECONDS,
+        }
+        found += [f"{' '.join(answer['argv'])}: {what}: {err[-400:].strip()}" for what, is_so in wrong.items() if is_so]
     return found
 
 
-def fuzz(count: int, seed: int, *, keep: Path | None = None, only: str = "") -> tuple[Counter[str], list[str]]:
-    """Run that many inputs; return how many ended with which exit codes, and the faults."""
-    codes: Counter[str] = Counter()
-    told: list[str] = []
-    before = os.getcwd()
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+class Fuzzer:
+    """Makes and runs inputs in the working directory, which must be empty, and remembers how they ended."""
+
+    def __init__(self, seed: int, *, keep: Path | None = None, only: str = "") -> None:
         prepare()
-        files = [file for file in seeds() if only in file.name]
-        others = [file.data for file in files]
-        folder = Path(place)
-        good = {file.name: file.data for file in seeds() if file.commands is FOLDER}
-        bare = in_a_child(lambda: None, cwd=place, seconds=60).peak
-        for number in range(count):
-            rng = random.Random(f"{seed}:{number}")
-            file = files[number % len(files)]
-            for name, content in (good if file.commands is FOLDER else {}).items():
-                (folder / name).write_bytes(content)
-            data = file.data
-            for _ in range(rng.choice((1, 1, 1, 2, 3))):
-                data = changed(rng, data, others, file.name)[: 4 << 20]
-            run = run_input(file, data, folder)
-            found = faults(run, bare, folder / "marker")
-            if run.code == 0:
-                codes.update(f"{answer['argv'][0]} {answer['code']}" for answer in json.loads(run.out))
-            for fault in found:
-                told.append(f"{seed}:{number} {file.name}: {fault}")
-                print(told[-1], flush=True)
-            if found and keep is not None:
-                keep.mkdir(parents=True, exist_ok=True)
-                (keep / f"{seed}-{number}-{file.name}").write_bytes(data)
-            for name in {file.name, *(good if file.commands is FOLDER else ())}:
-                (folder / name).unlink(missing_ok=True)
-        os.chdir(before)
-    return codes, told
+        every = seeds()
+        self.files = [file for file in every if only in file.name]
+        self._others = [file.data for file in every]
+        self._folder = {file.name: file.data for file in every if file.commands is FOLDER}
+        self._seed, self._keep = seed, keep
+        self.bare = in_a_child(lambda: None, cwd=".", seconds=60).peak
+        self.codes: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.largest = 0
+        self.faults = 0
+
+    def run(self, number: int) -> None:
+        """Make the input of that number, run it, and print what is wrong with how it ended."""
+        rng = random.Random(f"{self._seed}:{number}")
+        file = self.files[number % len(self.files)]
+        data = file.data
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            data = changed(rng, data, self._others, file.name)[:LARGEST]
+        beside = self._folder if file.commands is FOLDER else {}
+        for name, content in {**beside, file.name: data}.items():
+            Path(name).write_bytes(content)
+        run = run_input(file)
+        self.largest = max(self.largest, run.peak - self.bare)
+        if run.code == 0:
+            answers = json.loads(run.out)
+            self.codes.update(f"{answer['argv'][0]} {answer['code']}" for answer in answers)
+            self.slowest = max(self.slowest, *(answer["seconds"] for answer in answers))
+        for fault in faults(run, self.bare):
+            self.faults += 1
+            print(f"{self._seed}:{number} {file.name}: {fault}", flush=True)
+            if self._keep is not None:
+                self._keep.mkdir(parents=True, exist_ok=True)
+                (self._keep / f"{self._seed}-{number}-{file.name}").write_bytes(data)
+        for name in {file.name, *beside}:
+            Path(name).unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -254,10 +266,16 @@ def main() -> int:
     given = parser.parse_args()
     keep = None if given.keep is None else given.keep.resolve()
     began = time.monotonic()
-    codes, told = fuzz(given.count, given.seed, keep=keep, only=given.only)
-    print(f"{given.count} inputs in {time.monotonic() - began:.0f} s, {len(told)} faults")
-    print(", ".join(f"{what}: {count}" for what, count in sorted(codes.items())))
-    return 1 if told else 0
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        fuzzer = Fuzzer(given.seed, keep=keep, only=given.only)
+        for number in range(given.count):
+            fuzzer.run(number)
+        os.chdir("/")
+    print(f"{given.count} inputs from {len(fuzzer.files)} files in {time.monotonic() - began:.0f} s: "
+          f"{fuzzer.faults} faults, at most {fuzzer.slowest:.1f} s and {fuzzer.largest // 1024} MiB")  # fmt: skip
+    print(", ".join(f"{what}: {count}" for what, count in sorted(fuzzer.codes.items())))
+    return 1 if fuzzer.faults else 0
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from torch import nn
 
 import deadcheck
 from deadcheck.errors import TrustRequired
-from tests.hostile.cases import Case
-from tests.hostile.corpus import ALL
+from tests.hostile.corpus import named
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "sample_models" / "digits_mlp.pt"
@@ -30,10 +29,6 @@ MODEL = ROOT / "sample_models" / "digits_mlp.pt"
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-
-
-def evil(name: str) -> Case:
-    return next(case for case in ALL if case.name == name)
 
 
 class Harmless:
@@ -50,7 +45,7 @@ def test_what_the_caller_allows_torch_to_load_stays_allowed(tmp_path: Path) -> N
 
         deadcheck.scan(tmp_path / "net.pt", torch.randn(8, 4))
         with pytest.raises(TrustRequired):
-            deadcheck.scan(evil("pickle-global-in-zip").make(tmp_path, tmp_path / "marker"), torch.randn(8, 4))
+            deadcheck.scan(named("pickle-global-in-zip").make(tmp_path, tmp_path / "marker"), torch.randn(8, 4))
 
         assert set(torch.serialization.get_safe_globals()) == held
         assert isinstance(torch.load(tmp_path / "own.pt", weights_only=True)["own"], Harmless)
@@ -67,7 +62,7 @@ def test_flags_of_torch_are_as_before_after_a_refusal(tmp_path: Path) -> None:
         torch.get_default_dtype(),
     )
     for name in ("tensor-sparse-index-outside", "pt2-expression-evaluates", "module-pre-hook"):
-        path = evil(name).make(tmp_path, tmp_path / "marker")
+        path = named(name).make(tmp_path, tmp_path / "marker")
         with pytest.raises(deadcheck.DeadcheckError):
             deadcheck.scan(path, torch.randn(8, 4))
 
@@ -83,7 +78,7 @@ def test_scans_in_two_threads_do_not_disturb_one_another(tmp_path: Path) -> None
     torch.save(net(), tmp_path / "net.pt")
     torch.save(nn.TransformerEncoder(layer, 1), tmp_path / "encoder.pt")
     inputs = {"net.pt": torch.randn(64, 4), "encoder.pt": torch.randn(64, 5, 4)}
-    refused = evil("pickle-global-in-zip").make(tmp_path, tmp_path / "marker")
+    refused = named("pickle-global-in-zip").make(tmp_path, tmp_path / "marker")
     start = threading.Barrier(3)
 
     def counts(name: str) -> list[Any]:
