@@ -7,6 +7,7 @@ import json
 import pickletools
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -179,7 +180,8 @@ def of_zip(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     else:
         members.append((rng.choice(names) + rng.choice(("", "x", "/x")), content, zipfile.ZIP_DEFLATED))
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w") as archive:
+        warnings.simplefilter("ignore")  # two members of one name are wanted
         for name, content, method in members:
             archive.writestr(zipfile.ZipInfo(name or "x"), content, method)
     return out.getvalue()
