@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -153,14 +154,21 @@ def find_config(start: Path) -> Path | None:
     That is a ``deadcheck.yaml``, or else a ``pyproject.toml`` with a table ``tool.deadcheck``.
     """
     for folder in (start, *start.parents):
-        if (folder / FILE_NAME).is_file():
+        # A folder above may be closed to this user: os.path says no there, where Path raises.
+        if os.path.isfile(folder / FILE_NAME):
             return folder / FILE_NAME
-        project = folder / _PROJECT
-        if project.is_file() and "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace"):
-            return project
-        if (folder / ".git").exists():
+        if os.path.isfile(folder / _PROJECT) and _names_us(folder / _PROJECT):
+            return folder / _PROJECT
+        if os.path.exists(folder / ".git"):
             return None
     return None
+
+
+def _names_us(project: Path) -> bool:
+    try:
+        return "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{project}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 @dataclass(frozen=True)
@@ -262,7 +270,7 @@ def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, st
     if depth == _MAX_EXTENDS:
         raise ConfigError(f"{path}: extends goes round or too deep; name a preset or one file of your own")
     file = preset_file(base) if base in PRESETS else Path(base)
-    if not file.is_file():
+    if not os.path.isfile(file):
         near = difflib.get_close_matches(Path(base).name, PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are the presets {', '.join(PRESETS)}"
         raise ConfigError(f"{path}: extends: no such preset or file {base!r}; {hint}")

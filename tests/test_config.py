@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -173,6 +175,22 @@ def test_the_nearest_file_upward_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
     (tmp_path / "a" / "deadcheck.yaml").write_text("scan: {seed: 2}")
     assert load_config().scan.seed == 2
+
+
+def test_a_folder_that_is_closed_to_the_user_holds_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadcheck.yaml").touch()
+    stat = os.stat
+
+    def closed(path: Any, **more: Any) -> os.stat_result:  # to root no folder is
+        if Path(path).parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+
+    assert find_config(tmp_path) is None
 
 
 def test_the_search_ends_at_the_repository(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ class Server:
         self.bare = self.run(["--version"]).peak
         """KiB that a child holds which does nothing."""
 
-    def run(self, argv: Iterable[object], *, cwd: Path = ROOT, seconds: float = 60) -> Run:
-        """Run ``deadcheck`` with these arguments."""
-        return self._ask({"argv": [*map(str, argv)], "cwd": str(cwd), "seconds": seconds})
+    def run(self, argv: Iterable[object], *, cwd: Path = ROOT, seconds: float = 60, as_nobody: bool = False) -> Run:
+        """Run ``deadcheck`` with these arguments; as nobody, since root may read every file."""
+        return self._ask({"argv": [*map(str, argv)], "cwd": str(cwd), "seconds": seconds, "as_nobody": as_nobody})
 
     def loads(self, loader: str, path: Path, *, seconds: float = 60) -> Run:
         """Open a file as the unsafe function of that name does: to see that a payload would run."""
@@ -119,12 +119,14 @@ def _wait(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
     return status, usage
 
 
-def command(argv: list[str]) -> Callable[[], None]:
+def command(argv: list[str], *, as_nobody: bool) -> Callable[[], None]:
     """Return what runs the command line, as the console script does, and ends the process."""
 
     def work() -> None:
         from deadcheck.cli import main
 
+        if as_nobody and os.geteuid() == 0:
+            os.seteuid(65534)
         sys.argv = ["deadcheck", *argv]
         code: Any = 1
         try:
@@ -198,7 +200,7 @@ def serve() -> None:
         _warm([verb, "/nowhere"])
     for line in sys.stdin:
         job = json.loads(line)
-        work = command(job["argv"]) if "argv" in job else loader(job["loader"], job["path"])
+        work = command(job["argv"], as_nobody=job["as_nobody"]) if "argv" in job else loader(job["loader"], job["path"])
         run = in_a_child(work, cwd=job["cwd"], seconds=job["seconds"])
         answers.write(json.dumps(vars(run)) + "\n")
         answers.flush()

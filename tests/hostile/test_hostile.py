@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from deadcheck.reports import REPORTS
 from tests.hostile.cases import ARCH, Case
 from tests.hostile.corpus import ALL, named
 from tests.hostile.forks import ROOT, Run, Server
+from tests.reports.test_every_report import HOSTILE, expect_inert
 
 SECONDS = 10
 GIB = 1 << 20  # in KiB
@@ -99,6 +101,41 @@ def test_its_payload_would_run(case: Case, folder: Path, server: Server) -> None
     run = server.loads(case.armed, path)
 
     assert (folder / "marker").exists(), run.err
+
+
+@pytest.mark.parametrize("name", ["good.pt", "good.npy", "settings.yaml"])
+def test_a_file_that_may_not_be_read_is_said(name: str, folder: Path, server: Server) -> None:
+    (folder / "settings.yaml").write_text("scan: {}")
+    folder.chmod(0o755)
+    (folder / name).chmod(0)
+
+    run = server.run(
+        ["scan", "good.pt", "--data", "good.npy", "--config", "settings.yaml"], cwd=folder, as_nobody=True
+    )
+
+    check(run, server, code=2, says="Permission denied")
+    assert name in run.err
+
+
+def test_a_link_to_a_model_is_followed(folder: Path, server: Server) -> None:
+    (folder / "link.pt").symlink_to("good.pt")
+
+    check(server.run(["scan", "link.pt", "--data", "good.npy"], cwd=folder), server, code=0, says="of 3 units are dead")
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_names_in_a_file_steer_no_report(kind: str, folder: Path, server: Server) -> None:
+    layers = {HOSTILE[kind].replace(".", "_"): nn.Linear(4, 3), "act": nn.ReLU()}
+    torch.save(nn.Sequential(OrderedDict(layers)), folder / "names.pt")
+    formats = [name for name in REPORTS if name != "table"]
+    outputs = [word for name in formats for word in ("-o", f"{name}=report.{name}")]
+
+    run = server.run(["scan", "names.pt", "--data", "good.npy", "-o", "table=-", *outputs], cwd=folder)
+
+    check(run, server, code=0, says="of 3 units are dead")
+    for text in (run.out, *((folder / f"report.{name}").read_text() for name in formats)):
+        expect_inert(text)
+    check(server.run(["inspect", "names.pt"], cwd=folder), server, code=0, says="Sequential")
 
 
 def test_every_name_is_given_once() -> None:
