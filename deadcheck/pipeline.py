@@ -77,7 +77,7 @@ def scan(
         settings = replace(settings, device=device or str(_device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
-        loaded.module.to(_device(settings.device))
+        _put(loaded.module, settings.device)
     batches = open_data(data, settings, loaded)
     return diagnose(measure(loaded, batches, settings), thresholds or Thresholds())
 
@@ -85,7 +85,7 @@ def scan(
 def scan_file(path: Path, load: LoadOptions, config: Config, progress: Progress | None = None) -> Diagnosis:
     """Scan a saved model as the command line does."""
     loaded = open_model(path, load)
-    loaded.module.to(_device(config.scan.device))
+    _put(loaded.module, config.scan.device)
     batches = open_data(config.scan.data, config.scan, loaded)
     return diagnose(measure(loaded, batches, config.scan, progress), config.thresholds)
 
@@ -244,6 +244,17 @@ def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
     if not callable(entry):
         raise UsageError(f"the model ({type(inner).__name__}) has no method {call!r} to call; name one with --call")
     return entry  # type: ignore[no-any-return]
+
+
+def _put(module: nn.Module, device: str) -> None:
+    place = _device(device)
+    try:
+        module.to(place)
+    except Exception as error:  # runs code of the model's classes, on a state that a file may have made; or no room
+        raise ForwardError(
+            f"the model cannot be put on {device!r} ({type(error).__name__}: {first_line(error)}); "
+            "save the model again, or choose another --device"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

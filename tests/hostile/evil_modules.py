@@ -143,6 +143,7 @@ CASES = (
     Case("module-lstm-endless-layers", into("model.pt", _lstm(num_layers=whole(10**15))), 4, "num_layers is no number of layers", found="rnn.LSTM"),
     Case("module-lstm-layers-of-text", into("model.pt", _lstm(num_layers=text("x"))), 4, "num_layers is no number of layers", found="rnn.LSTM"),
     Case("module-lstm-no-weights", into("model.pt", _lstm(num_layers=whole(1), _all_weights=b"]")), 2, "cannot be rebuilt", found="rnn.LSTM"),
+    Case("module-lstm-no-names", into("model.pt", _lstm(num_layers=whole(1), _all_weights=b"]]" + text("w") + b"aa", _flat_weights=b"]")), 2, "cannot be put on", found="rnn.LSTM"),
     Case("module-weights-by-number", into("model.pt", saved(module("linear.Linear", tables={
         "_parameters": b"}K\x05" + parameter(tensor("0", (3, 4))) + b"s"}))), 4, "no text", found="no text"),
     Case("module-children-by-number", into("model.pt", saved(module("container.Sequential", tables={

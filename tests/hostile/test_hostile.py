@@ -109,9 +109,7 @@ def test_a_file_that_may_not_be_read_is_said(name: str, folder: Path, server: Se
     folder.chmod(0o755)
     (folder / name).chmod(0)
 
-    run = server.run(
-        ["scan", "good.pt", "--data", "good.npy", "--config", "settings.yaml"], cwd=folder, as_nobody=True
-    )
+    run = server.run(["scan", "good.pt", "--data", "good.npy", "--config", "settings.yaml"], cwd=folder, as_nobody=True)
 
     check(run, server, code=2, says="Permission denied")
     assert name in run.err
