@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from fractions import Fraction
@@ -29,8 +29,9 @@ from deadcheck.config import (
     preset_file,
 )
 from deadcheck.errors import ConfigError
+from deadcheck.kinds import Kind, Rows, Section
 from deadcheck.policy import Compare, Ignore, LayerPolicy, Level, Policy
-from deadcheck.settings import json_schema
+from deadcheck.settings import SETTINGS, json_schema
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default.yaml"
 
@@ -698,3 +699,26 @@ def test_arbitrary_punctuation_is_read_or_refused(tmp_path: Path, text: str) -> 
 @given(data=VALUES | st.fixed_dictionaries({}, optional=SECTIONS))
 def test_arbitrary_data_is_read_or_refused(tmp_path: Path, data: object) -> None:
     loads_or_says_why(tmp_path, yaml.safe_dump(data, allow_unicode=True).encode("utf-8"))
+
+
+ODD = (
+    None, True, [], {}, [[]], [{}], {"a": {}}, {"DC003": {}}, {"DC003": []}, {"a": 1 << 2000}, "", "5", "x" * 400,
+    "9" * 5000, "0." + "1" * 5000 + "%", -1, 5, 0.5, 1 << 2000, -(1 << 2000), float("nan"), float("inf"),
+    datetime.date(2030, 12, 31), datetime.datetime(2030, 12, 31, 1, 2), b"x",
+)  # fmt: skip
+
+
+def places(part: Kind | Section | Rows, odd: object) -> Iterator[object]:
+    """Yield documents that have an odd value in the place of each setting in turn."""
+    yield odd
+    if isinstance(part, Rows):
+        yield from ([row] for row in places(part.row, odd))
+    elif isinstance(part, Section):
+        for name, inner in part.fields.items():
+            yield from ({name: value} for value in places(inner, odd))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda value: repr(value)[:20])
+def test_an_odd_value_in_any_place_is_read_or_refused(tmp_path: Path, odd: object) -> None:
+    for document in places(SETTINGS, odd):
+        loads_or_says_why(tmp_path, yaml.safe_dump(document).encode())
