@@ -164,10 +164,13 @@ def test_the_console_script_does_the_same(name: str, code: int, folder: Path) ->
 
 
 @pytest.mark.parametrize("variable", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "FX_GRAPH_SHOW_META"])
-def test_a_variable_of_torch_changes_nothing(variable: str, folder: Path) -> None:
+def test_a_variable_of_torch_changes_nothing(variable: str, folder: Path, server: Server) -> None:
     """The first makes torch.load run pickles, the second writes notes of a program into its Python."""
+    good = ["scan", "good.pt", "--data", "good.npy"]
+    wanted = server.run(good, cwd=folder).out
     server = Server({variable: "1"})
     try:
+        check(server.run(good, cwd=folder), server, code=0, says=wanted.replace("\n", " "))
         for name in ("pickle-global-in-zip", "legacy-root-pickle", "pt2-sample-pickle", "pt2-stack-trace"):
             case = named(name)
             run = server.run(scanned(case, made(case, folder), folder), cwd=folder)
@@ -175,6 +178,16 @@ def test_a_variable_of_torch_changes_nothing(variable: str, folder: Path) -> Non
             assert not (folder / "marker").exists()
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("name", ["pickle-global-in-zip", "legacy-root-pickle", "pt2-sample-pickle"])
+def test_trust_does_not_reach_what_is_denied(name: str, folder: Path, server: Server) -> None:
+    case = named(name)
+
+    run = server.run([*scanned(case, made(case, folder), folder), "--trust"], cwd=folder)
+
+    check(run, server, code=4, says="do not load this file")
+    assert not (folder / "marker").exists()
 
 
 def test_a_hanging_or_dying_child_is_noticed(server: Server, tmp_path: Path) -> None:
