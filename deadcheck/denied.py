@@ -43,9 +43,9 @@ _NAME = re.compile(r"[\w\-]+(\.[\w\-]+)+")
 
 _HARMLESS = re.compile(
     r"torch\._dynamo\.(eval_frame\.(OptimizedModule|OptimizeContext)|convert_frame\.(CatchErrorsWrapper|ConvertFrame\w*)"
-    r"|hooks\.Hooks|repro\.after_dynamo\.WrapBackendDebug)"
+    r"|hooks\.Hooks|repro\.after_dynamo\.WrapBackendDebug|decorators\._DimRange)"
 )
-"""What torch.compile leaves around a model: never looked up, the model inside is read."""
+"""What torch.compile leaves around a model, and on a nested tensor: never looked up, the model inside is read."""
 
 
 def refuse_denied(source: str, names: Collection[str]) -> None:

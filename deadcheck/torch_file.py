@@ -250,15 +250,15 @@ class _TensorMaker(pickles.Maker):
     def damaged(self, what: str) -> ModelFileError:
         return ModelFileError(f"{self.source}: damaged, {what}; save or download the file again")
 
-    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-        return self.strided(storage, offset, size, stride)
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor:
+        _, _, bits = (*more, None, None, None)[:3]
+        return _turned(self.strided(storage, offset, size, stride), bits)
 
-    def tensor_of_type(
-        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, _: Any, dtype: Any, *__: Any
-    ) -> Tensor:
+    def tensor_of_type(self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor:
+        _, _, dtype, bits = (*more, None, None, None, None)[:4]
         if not isinstance(dtype, torch.dtype):
             raise TypeError("no dtype")
-        return self.strided(storage, offset, size, stride, dtype)
+        return _turned(self.strided(storage, offset, size, stride, dtype), bits)
 
     def parameter(self, data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
         if not isinstance(data, Tensor):
@@ -277,8 +277,8 @@ class _TensorMaker(pickles.Maker):
             )
 
     def sparse(self, layout: Any, data: Any) -> Tensor:
-        if layout is not torch.sparse_coo or not 3 <= len(data) <= 4:
-            raise ValueError("a sparse tensor of an unknown layout")
+        if layout is not torch.sparse_coo:
+            return self.compressed(layout, data)
         indices, values, size = data[:3]
         return torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
 
@@ -310,6 +310,14 @@ class _TensorMaker(pickles.Maker):
     def reconstructed(self, kind: Any, *_: Any) -> Any:
         """Return what an object pickled by protocol 0 or 1 stands for."""
         return pickles.Inert(kind.name, ()) if isinstance(kind, Global) else kind
+
+
+def _turned(tensor: Tensor, bits: Any) -> Tensor:
+    """Return what is meant where the numbers in the file are conjugated or negated, as torch saves a lazy view."""
+    if not bits:
+        return tensor
+    tensor = tensor.conj().resolve_conj() if bits.get("conj") else tensor
+    return -tensor if bits.get("neg") else tensor
 
 
 _MAKERS: dict[str, Callable[..., Any]] = {

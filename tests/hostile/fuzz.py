@@ -53,10 +53,11 @@ class Seed:
 MODEL = (("scan", "FILE", "--data", "good.npy"), ("inspect", "FILE"))
 WEIGHTS = (("scan", "FILE", "--data", "good.npy", "--arch", "arch.py:net"), ("inspect", "FILE", "-f", "json"))
 DATA = (("scan", "good.pt", "--data", "FILE"),)
-SETTINGS = (("scan", "good.pt", "--data", "good.npy", "--config", "FILE"), ("config", "check", "FILE"))
+SETTINGS = (("scan", "good.pt", "--data", "good.npy", "--config", "FILE"), ("config", "validate", "FILE"))
 FOLDER = (("scan", ".", "--data", "good.npy", "--arch", "arch.py:net"), ("inspect", "."))
 REPORT = (
     ("report", "FILE"),
+    ("gate", "--report", "FILE"),
     ("gate", "good.pt", "--data", "good.npy", "--baseline", "FILE"),
     ("diff", "FILE", "good.json"),
 )
