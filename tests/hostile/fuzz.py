@@ -279,6 +279,8 @@ def main() -> int:
         fuzzer = Fuzzer(given.seed, keep=keep, only=given.only)
         for number in range(given.count):
             fuzzer.run(number)
+            if number % 1000 == 999:
+                print(f"{number + 1} inputs, {fuzzer.faults} faults", file=sys.stderr, flush=True)
         os.chdir("/")
     print(f"{given.count} inputs from {len(fuzzer.files)} files in {time.monotonic() - began:.0f} s: "
           f"{fuzzer.faults} faults, at most {fuzzer.slowest:.1f} s and {fuzzer.largest // 1024} MiB")  # fmt: skip
