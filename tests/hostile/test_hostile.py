@@ -115,6 +115,17 @@ def test_a_file_that_may_not_be_read_is_said(name: str, folder: Path, server: Se
     assert name in run.err
 
 
+def test_a_folder_that_is_read_only_leaves_the_old_report(folder: Path, server: Server) -> None:
+    (folder / "report.json").write_text("old")
+    folder.chmod(0o555)
+
+    run = server.run(["scan", "good.pt", "--data", "good.npy", "-o", "json=report.json"], cwd=folder, as_nobody=True)
+    folder.chmod(0o755)
+
+    check(run, server, code=2, says="cannot write the json report")
+    assert (folder / "report.json").read_text() == "old"
+
+
 def test_a_link_to_a_model_is_followed(folder: Path, server: Server) -> None:
     (folder / "link.pt").symlink_to("good.pt")
 
