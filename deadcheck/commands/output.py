@@ -44,10 +44,13 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
 
 def check_place(what: str, path: str) -> None:
     """Refuse a path that no file can be written to, before any work is done."""
-    if not Path(path).resolve().parent.is_dir():
-        raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
-    if Path(path).is_dir():
-        raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
+    try:
+        if not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
+        if Path(path).is_dir():
+            raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
+    except OSError as error:
+        raise UsageError(f"{what}: cannot write to {path!r} ({error.strerror}); choose another place") from error
 
 
 def look_of(

@@ -122,7 +122,8 @@ def test_a_folder_that_is_read_only_leaves_the_old_report(folder: Path, server: 
     run = server.run(["scan", "good.pt", "--data", "good.npy", "-o", "json=report.json"], cwd=folder, as_nobody=True)
     folder.chmod(0o755)
 
-    check(run, server, code=2, says="cannot write the json report")
+    check(run, server, code=2, says="cannot write")
+    assert "Permission denied" in run.err
     assert (folder / "report.json").read_text() == "old"
 
 
