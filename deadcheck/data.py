@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -148,7 +149,7 @@ def open_data(source: object, options: DataOptions, *, forward: Callable[..., An
 def _is_entry(text: str) -> bool:
     """Tell ``package.module:name`` from a path; a path that exists wins."""
     before, colon, name = text.rpartition(":")
-    return bool(colon and before) and name.replace(".", "").isidentifier() and not Path(text).exists()
+    return bool(colon and before) and name.replace(".", "").isidentifier() and not os.path.exists(text)
 
 
 def _called(value: Any, source: str) -> Any:

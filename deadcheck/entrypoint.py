@@ -60,7 +60,7 @@ def build(target: str, arguments: Mapping[str, object]) -> Any:
 
 
 def _from_file(path: Path, target: str) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path raises where a folder may not be entered
         raise UsageError(f"{target!r}: no such file {str(path)!r}; check the path (it is taken from {os.getcwd()!r})")
     resolved = path.resolve()
     # A name of its own for each file, so that two files called model.py do not stand for one another.

@@ -115,6 +115,20 @@ def test_a_file_that_may_not_be_read_is_said(name: str, folder: Path, server: Se
     assert name in run.err
 
 
+@pytest.mark.parametrize("flag", ["--data", "--arch", "--config", "-o"])
+def test_a_folder_that_may_not_be_entered_is_said(flag: str, folder: Path, server: Server) -> None:
+    (folder / "closed").mkdir(mode=0)
+    folder.chmod(0o755)
+    value = {"--config": "closed/x.yaml", "-o": "json=closed/x.json"}.get(flag, "closed/x.py:name")
+
+    run = server.run(
+        ["scan", "good.pt", *([] if flag == "--data" else ["--data", "good.npy"]), flag, value], cwd=folder,
+        as_nobody=True,
+    )  # fmt: skip
+
+    check(run, server, code=2, says="Permission denied" if flag in ("--config", "-o") else "no such file")
+
+
 def test_a_folder_that_is_read_only_leaves_the_old_report(folder: Path, server: Server) -> None:
     (folder / "report.json").write_text("old")
     folder.chmod(0o555)
