@@ -7,6 +7,7 @@ Run as a program, it reads a job a line from stdin and answers each with a line 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -198,6 +199,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for verb in ("scan", "inspect"):  # loads what a command loads
         _warm([verb, "/nowhere"])
+    gc.freeze()  # a collection in a child would copy every page that it walks
     for line in sys.stdin:
         job = json.loads(line)
         work = command(job["argv"], as_nobody=job["as_nobody"]) if "argv" in job else loader(job["loader"], job["path"])

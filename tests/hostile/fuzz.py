@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -225,6 +226,7 @@ class Fuzzer:
         self._others = [file.data for file in every]
         self._folder = {file.name: file.data for file in every if file.commands is FOLDER}
         self._seed, self._keep = seed, keep
+        gc.freeze()  # a collection in a child would copy every page that it walks
         self.bare = in_a_child(lambda: None, cwd=".", seconds=60).peak
         self.codes: Counter[str] = Counter()
         self.slowest = 0.0
