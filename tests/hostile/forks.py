@@ -15,7 +15,6 @@ import select
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +36,8 @@ class Run:
     out: str
     err: str
     seconds: float
+    """Time that it computed, which other processes of the machine do not change."""
+
     peak: int
     """Most KiB of memory that it held."""
 
@@ -83,19 +84,17 @@ class Server:
 def in_a_child(work: Callable[[], None], *, cwd: str, seconds: float) -> Run:
     """Run something in a forked child with its output caught."""
     with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err:
-        started = time.monotonic()
         child = os.fork()
         if child == 0:
             _begin(out.fileno(), err.fileno(), cwd)
             work()
             os._exit(0)
         status, usage = _wait(child, seconds)
-        took = time.monotonic() - started
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    return Run(os.waitstatus_to_exitcode(status), texts[0], texts[1], took, usage.ru_maxrss)
+    return Run(os.waitstatus_to_exitcode(status), texts[0], texts[1], usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 
 def _begin(out: int, err: int, cwd: str) -> None:
