@@ -42,7 +42,7 @@ MARKER = Path("marker")
 
 
 @dataclass(frozen=True)
-class Seed:
+class Source:
     """A valid small file, and the commands that take it."""
 
     name: str
@@ -94,7 +94,7 @@ def _modules() -> Iterator[tuple[str, Any]]:
     yield "quantised", torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {nn.Linear})
 
 
-def seeds() -> list[Seed]:
+def sources() -> list[Source]:
     """Return one valid file of every kind that a command takes."""
     import numpy as np
     import safetensors.torch
@@ -109,34 +109,35 @@ def seeds() -> list[Seed]:
     state, x = net.state_dict(), np.ones((8, 4), np.float32)
     odd = [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), torch.ones(2, dtype=torch.complex64).conj(),
            torch.quantize_per_channel(torch.ones(3, 2), torch.ones(3), torch.zeros(3), 0, torch.qint8)]  # fmt: skip
-    out = [Seed(f"{name}.pt", _bytes(lambda f, m=module: torch.save(m, f)), MODEL) for name, module in _modules()]
+    out = [Source(f"{name}.pt", _bytes(lambda f, m=module: torch.save(m, f)), MODEL) for name, module in _modules()]
     out += [
-        Seed("legacy.pt", _bytes(lambda f: torch.save(net, f, _use_new_zipfile_serialization=False)), MODEL),
-        Seed("protocol.pt", _bytes(lambda f: torch.save(state, f, pickle_protocol=4)), WEIGHTS),
-        Seed("state.pt", _bytes(lambda f: torch.save(state, f)), WEIGHTS),
-        Seed("legacy-state.pt", _bytes(lambda f: torch.save(state, f, _use_new_zipfile_serialization=False)), WEIGHTS),
-        Seed("odd-tensors.pt", _bytes(lambda f: torch.save({"state_dict": state, "odd": odd}, f)), WEIGHTS),
-        Seed("checkpoint.pt", _bytes(lambda f: torch.save({"state_dict": state, "epoch": 3, "args": argparse.Namespace(a=1)}, f)),
+        Source("legacy.pt", _bytes(lambda f: torch.save(net, f, _use_new_zipfile_serialization=False)), MODEL),
+        Source("module-and-arch.pt", _bytes(lambda f: torch.save(net, f)), WEIGHTS),
+        Source("protocol.pt", _bytes(lambda f: torch.save(state, f, pickle_protocol=4)), WEIGHTS),
+        Source("state.pt", _bytes(lambda f: torch.save(state, f)), WEIGHTS),
+        Source("legacy-state.pt", _bytes(lambda f: torch.save(state, f, _use_new_zipfile_serialization=False)), WEIGHTS),
+        Source("odd-tensors.pt", _bytes(lambda f: torch.save({"state_dict": state, "odd": odd}, f)), WEIGHTS),
+        Source("checkpoint.pt", _bytes(lambda f: torch.save({"state_dict": state, "epoch": 3, "args": argparse.Namespace(a=1)}, f)),
              WEIGHTS),
-        Seed("weights.safetensors", safetensors.torch.save(state), WEIGHTS),
-        Seed("model.pt2", _case("pt2-guards"), MODEL),
-        Seed("scripted.pt", _bytes(lambda f: torch.jit.save(torch.jit.script(net), f)), MODEL),
-        Seed("traced.pt", _bytes(lambda f: torch.jit.save(torch.jit.trace(net, torch.ones(2, 4)), f)), MODEL),
-        Seed("evil.pt", _case("pickle-global-in-zip"), MODEL),
-        Seed("evil.pt2", _case("pt2-sample-pickle"), MODEL),
-        Seed("x.npy", _bytes(lambda f: np.save(f, x)), DATA),
-        Seed("x.npz", _bytes(lambda f: np.savez(f, x=x)), DATA),
-        Seed("packed.npz", _bytes(lambda f: np.savez_compressed(f, x=x)), DATA),
-        Seed("x.pt", _bytes(lambda f: torch.save({"x": torch.ones(8, 4), "y": torch.ones(8)}, f)), DATA),
-        Seed("batches.pt", _bytes(lambda f: torch.save([torch.ones(2, 4), torch.ones(3, 4)], f)), DATA),
-        Seed("x.safetensors", safetensors.torch.save({"x": torch.ones(8, 4)}), DATA),
-        Seed("config.json", json.dumps({"model_type": "x", "architectures": ["X"], "hidden_act": "relu"}).encode(), FOLDER),
-        Seed("model.safetensors", safetensors.torch.save(state), FOLDER),
-        Seed("model.safetensors.index.json", json.dumps({"weight_map": {"a": "model.safetensors"}}).encode(), FOLDER),
-        Seed(FILE_NAME, (root / "configs" / "default.yaml").read_bytes(), SETTINGS),
-        Seed("strict.yaml", (root / "configs" / "ci-strict.yaml").read_bytes(), SETTINGS),
-        Seed("pyproject.toml", b"[tool.deadcheck.scan]\nseed = 5\n[tool.deadcheck.thresholds]\ntau = 0.1\n", SETTINGS),
-        Seed("report.json", Path("good.json").read_bytes(), REPORT),
+        Source("weights.safetensors", safetensors.torch.save(state), WEIGHTS),
+        Source("model.pt2", _case("pt2-guards"), MODEL),
+        Source("scripted.pt", _bytes(lambda f: torch.jit.save(torch.jit.script(net), f)), MODEL),
+        Source("traced.pt", _bytes(lambda f: torch.jit.save(torch.jit.trace(net, torch.ones(2, 4)), f)), MODEL),
+        Source("evil.pt", _case("pickle-global-in-zip"), MODEL),
+        Source("evil.pt2", _case("pt2-sample-pickle"), MODEL),
+        Source("x.npy", _bytes(lambda f: np.save(f, x)), DATA),
+        Source("x.npz", _bytes(lambda f: np.savez(f, x=x)), DATA),
+        Source("packed.npz", _bytes(lambda f: np.savez_compressed(f, x=x)), DATA),
+        Source("x.pt", _bytes(lambda f: torch.save({"x": torch.ones(8, 4), "y": torch.ones(8)}, f)), DATA),
+        Source("batches.pt", _bytes(lambda f: torch.save([torch.ones(2, 4), torch.ones(3, 4)], f)), DATA),
+        Source("x.safetensors", safetensors.torch.save({"x": torch.ones(8, 4)}), DATA),
+        Source("config.json", json.dumps({"model_type": "x", "architectures": ["X"], "hidden_act": "relu"}).encode(), FOLDER),
+        Source("model.safetensors", safetensors.torch.save(state), FOLDER),
+        Source("model.safetensors.index.json", json.dumps({"weight_map": {"a": "model.safetensors"}}).encode(), FOLDER),
+        Source(FILE_NAME, (root / "configs" / "default.yaml").read_bytes(), SETTINGS),
+        Source("strict.yaml", (root / "configs" / "ci-strict.yaml").read_bytes(), SETTINGS),
+        Source("pyproject.toml", b"[tool.deadcheck.scan]\nseed = 5\n[tool.deadcheck.thresholds]\ntau = 0.1\n", SETTINGS),
+        Source("report.json", Path("good.json").read_bytes(), REPORT),
     ]  # fmt: skip
     return out
 
@@ -176,14 +177,14 @@ def _called(argv: Sequence[str]) -> tuple[Any, str, str]:
     return (0 if code is None else code), out.getvalue(), err.getvalue()
 
 
-def run_input(seed: Seed) -> Run:
+def run_input(source: Source) -> Run:
     """Run the commands that take a changed file, in a child."""
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (3 * CPU_SECONDS, 3 * CPU_SECONDS))
         answers = []
-        for command in seed.commands:
-            argv = [word.replace("FILE", seed.name) for word in command]
+        for command in source.commands:
+            argv = [word.replace("FILE", source.name) for word in command]
             began = time.process_time()
             code, out, err = _called(argv)
             answers.append({"argv": argv, "code": code, "said": bool(out or err), "err": err[-2000:], "lines": err.count("\n"),
@@ -221,7 +222,7 @@ class Fuzzer:
 
     def __init__(self, seed: int, *, keep: Path | None = None, only: str = "") -> None:
         prepare()
-        every = seeds()
+        every = sources()
         self.files = [file for file in every if only in file.name]
         self._others = [file.data for file in every]
         self._folder = {file.name: file.data for file in every if file.commands is FOLDER}
@@ -236,7 +237,7 @@ class Fuzzer:
             answers = json.loads(self._answered(file, file.data).out)
             assert all(answer["code"] != 2 for answer in answers), answers
 
-    def _answered(self, file: Seed, data: bytes) -> Run:
+    def _answered(self, file: Source, data: bytes) -> Run:
         beside = self._folder if file.commands is FOLDER else {}
         for name, content in {**beside, file.name: data}.items():
             Path(name).write_bytes(content)
