@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickletools
@@ -137,13 +138,13 @@ def _change_one(rng: random.Random, holder: dict[str, Any]) -> None:
         key = rng.choice(list(inside)) if isinstance(inside, dict) else rng.randrange(len(inside))
     kind = rng.randrange(6)
     if kind < 3 or inside is holder:
-        inside[key] = rng.choice(VALUES)
+        inside[key] = copy.deepcopy(rng.choice(VALUES))
     elif kind == 3:
         del inside[key]
     elif isinstance(inside, dict):
-        inside[rng.choice(TEXTS)] = inside[key] if kind == 4 else inside.pop(key)
+        inside[rng.choice(TEXTS)] = copy.deepcopy(inside[key]) if kind == 4 else inside.pop(key)
     elif kind == 4:
-        inside.insert(key, inside[key])
+        inside.insert(key, copy.deepcopy(inside[key]))
     else:
         rng.shuffle(inside)
 

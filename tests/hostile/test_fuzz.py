@@ -65,9 +65,14 @@ def test_a_death_a_marker_and_much_memory_are_faults(tmp_path: Path, monkeypatch
     assert not fuzz.MARKER.exists()
 
 
-def test_an_input_is_made_anew_from_its_number() -> None:
-    data = saved(b"N")
-    inputs = [changed(random.Random(f"1:{number}"), data, [data], "x.pt") for number in range(40)]
+@pytest.mark.parametrize(("name", "data"), [("x.pt", saved(b"N")), ("x.json", b'{"a": [{"b": {}}, 1, {"c": []}]}')])
+def test_an_input_is_made_anew_from_its_number(name: str, data: bytes) -> None:
+    """Whatever was made before: 2,000 in the one order, and in the other."""
 
-    assert inputs == [changed(random.Random(f"1:{number}"), data, [data], "x.pt") for number in range(40)]
-    assert len(set(inputs)) > 30
+    def made(number: int) -> bytes:
+        return changed(random.Random(f"1:{number}"), data, [data], name)
+
+    inputs = [made(number) for number in range(2000)]
+
+    assert inputs == [made(number) for number in reversed(range(2000))][::-1]
+    assert len(set(inputs)) > 500
