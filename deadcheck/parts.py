@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deadcheck.boundary import InputState, OutputWatch
-from deadcheck.errors import DataError, NothingMeasured, UsageError
+from deadcheck.errors import DataError, NothingMeasured, UsageError, first_line
 from deadcheck.shard import Shard
 from deadcheck.sites import (
     NEVER_RAN,
@@ -163,8 +163,7 @@ def load(path: Path) -> Kept:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; give what scan --checkpoint wrote") from error
     except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: is no whole file of scan --checkpoint ({reason}); scan again") from error
+        raise DataError(f"{path}: is no whole file of scan --checkpoint ({first_line(error)}); scan again") from error
 
 
 def packed(kept: Kept) -> bytes:

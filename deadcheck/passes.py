@@ -19,7 +19,7 @@ from deadcheck import data
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batch, Batches
-from deadcheck.errors import DeadcheckError, ForwardError
+from deadcheck.errors import DeadcheckError, ForwardError, first_line
 from deadcheck.preserve import Held, Randomness
 from deadcheck.probe import Probe
 from deadcheck.shard import Shard
@@ -273,7 +273,7 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
     """Say where a forward pass failed, on what input, and what that place expected."""
     path, module = probe.failure
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     expected = next(
         (
             f"; {name}={getattr(module, name)} is what that layer expects"

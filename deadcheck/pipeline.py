@@ -21,12 +21,13 @@ from deadcheck import data as data_module
 from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import UsageError
+from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.passes import Course, Passes, Progress, threads_of
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
 from deadcheck.processes import gathered
+from deadcheck.sample import sample_beside
 from deadcheck.shard import WHOLE, Shard
 from deadcheck.sites import DataIdentity, Environment, Measurement
 
@@ -78,7 +79,7 @@ def scan(
     else:
         loaded = open_model(Path(model), load or LoadOptions())
         settings = replace(settings, device=str(_device(settings.device)))
-        loaded.module.to(settings.device)
+        _put(loaded.module, settings.device)
     batches = open_data(data, settings, loaded)
     return diagnose(measure(loaded, batches, settings), thresholds or Thresholds())
 
@@ -116,7 +117,7 @@ def scan_together(
 def _opened(path: Path, load: LoadOptions, config: Config) -> tuple[LoadedModel, Batches, ScanSettings]:
     settings = replace(config.scan, device=str(_device(config.scan.device)))
     loaded = open_model(path, load)
-    loaded.module.to(settings.device)
+    _put(loaded.module, settings.device)
     return loaded, open_data(settings.data, settings, loaded), settings
 
 
@@ -128,7 +129,7 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
     """Open the data that was named, or the sample beside the model."""
     if source is None:
         path = loaded.identity.path
-        source = data_module.sample_beside(Path(path)) if path else None
+        source = sample_beside(Path(path)) if path else None
         if source is None and loaded.example is not None and path is not None:
             return data_module.example_in(path, loaded.example)
         if source is None:
@@ -263,6 +264,16 @@ def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
     return entry  # type: ignore[no-any-return]
 
 
+def _put(module: nn.Module, device: str) -> None:
+    try:
+        module.to(device)
+    except Exception as error:  # runs code of the model's classes, on a state that a file may have made; or no room
+        raise ForwardError(
+            f"the model cannot be put on {device!r} ({type(error).__name__}: {first_line(error)}); "
+            "save the model again, or choose another --device"
+        ) from error
+
+
 def _device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is the best there is, and a process of torchrun takes a GPU of its own."""
     if name == "auto":
@@ -275,7 +286,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def _device_of(module: nn.Module) -> torch.device:
