@@ -69,11 +69,49 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
 
 
+def relu_encoder() -> nn.Module:
+    """Return the same with ReLU, which torch fuses with its layer where nobody watches."""
+    layer = nn.TransformerEncoderLayer(384, 6, 1536, activation="relu", batch_first=True)
+    return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+
+def mobilenet() -> nn.Module:
+    """Depthwise separable blocks with ReLU6 (Sandler et al. 2018, arXiv 1801.04381), 13 of them."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6(inplace=True)]
+    width_in = 32
+    for width, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
+        layers += [
+            nn.Conv2d(width_in, width_in, 3, stride, 1, groups=width_in, bias=False), nn.BatchNorm2d(width_in),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU6(inplace=True),
+        ]  # fmt: skip
+        width_in = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 1000))
+
+
+def scripted() -> nn.Module:
+    """Return the MLP as a TorchScript program."""
+    return torch.jit.script(mlp().eval())  # type: ignore[no-any-return]
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ResNet-18 8x224": (resnet18, (8, 3, 224, 224)),
     "VGG-11-BN 4x224": (vgg11_bn, (4, 3, 224, 224)),
     "MLP 256": (mlp, (256, 1024)),
     "GELU encoder 8x128": (encoder, (8, 128, 384)),
+    "ReLU encoder 8x128": (relu_encoder, (8, 128, 384)),
+    "MobileNet 8x160": (mobilenet, (8, 3, 160, 160)),
+    "MLP 256, scripted": (scripted, (256, 1024)),
 }
 """Name -> (factory, shape of a batch)."""
 

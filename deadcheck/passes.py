@@ -31,7 +31,7 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-_LONG = 8
+LONG = 24
 """Batches from which on it is worth trying."""
 
 KEEP_EVERY = 20.0
@@ -167,7 +167,7 @@ class Passes:
     def _is_long(self, batches: Batches, course: Course) -> bool:
         """Tell whether to try running batches side by side."""
         return (
-            (batches.total or 0) >= _LONG * self.settings.batch_size * course.shard.count
+            (batches.total or 0) >= LONG * self.settings.batch_size * course.shard.count
             and torch.get_num_threads() >= _SIDE_BY_SIDE
             and torch.device(self.settings.device).type == "cpu"
             and may_run_side_by_side(self.model, self.entry)

@@ -17,10 +17,11 @@ from deadcheck.side_by_side import may_run_side_by_side
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """Have two threads, as on a machine with two cores."""
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have two threads, as on a machine with two cores, and take eight batches for many."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    monkeypatch.setattr(passes, "LONG", 8)
     yield
     torch.set_num_threads(before)
 
@@ -97,7 +98,7 @@ def network() -> nn.Module:
 def both_ways(model: nn.Module, data: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Diagnosis, Diagnosis]:
     """Scan side by side as far as that goes, and one by one."""
     together = deadcheck.scan(model, data, batch_size=8)
-    monkeypatch.setattr(passes, "_LONG", 10**9)
+    monkeypatch.setattr(passes, "LONG", 10**9)
     return together, deadcheck.scan(model, data, batch_size=8)
 
 
