@@ -57,6 +57,8 @@ class Part:
 
     skipped: tuple[Skipped, ...]
     warnings: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    """What the user chose for sites that did not come: a warning, if they came in no part."""
 
     def plus(self, later: Part) -> Part:
         """Return this part and one of other batches together."""
@@ -88,6 +90,7 @@ class Part:
             self.batches + later.batches,
             (*_skipped_in_any(self, later), *_never_ran_in(self, later)),
             tuple(dict.fromkeys((*self.warnings, *later.warnings))),
+            tuple(choice for choice in self.unmatched if choice in later.unmatched),
         )
 
 
@@ -132,6 +135,7 @@ class _Head:
     outputs: tuple[tuple[str, ...], int, bool]
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def packed(kept: Kept) -> bytes:
         (tuple(part.outputs.first), part.outputs.samples, part.outputs.varies),
         part.skipped,
         part.warnings,
+        part.unmatched,
     )
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
     return safetensors.torch.save(arrays, {_HEAD: msgspec.json.encode(head).decode()})
@@ -222,7 +227,8 @@ def _part(head: _Head, arrays: Mapping[str, Tensor]) -> Part:
         inputs[name] = state
     names, outputs.samples, outputs.varies = head.outputs
     outputs.first = {name: arrays[f"output.{number}"] for number, name in enumerate(names)}
-    return Part(sites, places, inputs, outputs, head.samples, head.batches, head.skipped, head.warnings)
+    counted = head.samples, head.batches
+    return Part(sites, places, inputs, outputs, *counted, head.skipped, head.warnings, head.unmatched)
 
 
 def merged(kept: Sequence[tuple[str, Kept]]) -> Measurement:
@@ -280,7 +286,7 @@ def measurement(scan: Scan, part: Part) -> Measurement:
         sites=sites,
         skipped=part.skipped,
         inputs=tuple(state.summary() for state in part.inputs.values()),
-        warnings=(*part.warnings, *_guesses(sites)),
+        warnings=(*part.warnings, *part.unmatched, *_guesses(sites)),
         output_constant=part.outputs.constant,
     )
 

@@ -191,7 +191,7 @@ def counted(
         sites = probe.stats()
         part = parts.Part(
             {stats.site: stats for stats in sites}, dict(zip((s.site for s in sites), probe.places(), strict=True)),
-            run.inputs.states, run.outputs, run.samples, run.batches, probe.skipped(), told,
+            run.inputs.states, run.outputs, run.samples, run.batches, probe.skipped(), told, probe.unmatched(),
         )  # fmt: skip
         return part if before is None else before.part.plus(part)
 

@@ -211,7 +211,7 @@ class Probe:
 
     def agrees_with(self, other: Probe) -> bool:
         """Tell whether another probe of this scan counted the very same, to the last bit."""
-        own, others = self._frozen(), other._frozen()
+        own, others = self.stats(), other.stats()
         return len(own) == len(others) and all(a.equals(b) for a, b in zip(own, others, strict=True))
 
     @contextmanager
@@ -249,24 +249,25 @@ class Probe:
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
-        stats = self._frozen()
-        matched = set().union(*(probe._matched for probe in self._family))
-        for pattern, axis in self.unit_axes:
-            if stats and (pattern, axis) not in matched:
-                self.warnings[pattern] = f"--units '{pattern}={axis}' matches no site; see the keys in the report"
-        return stats
-
-    def places(self) -> tuple[tuple[int, int], ...]:
-        """Return, for each record of ``stats``, the first sample of the batch in which it first ran, and which step."""
-        return tuple(record.first for record in self._roster.name(self._counted()))
-
-    def _frozen(self) -> tuple[SiteStats, ...]:
         counters = self._counted()
         return tuple(
             reduce(add, (counter.freeze(site) for counter in counters[record]))
             for record in self._roster.name(counters)
             for site in (self._roster.site(record),)
         )
+
+    def unmatched(self) -> tuple[str, ...]:
+        """Return a sentence for each axis that the user chose for sites which never came."""
+        matched = set().union(*(probe._matched for probe in self._family))
+        return tuple(
+            f"--units '{pattern}={axis}' matches no site; see the keys in the report"
+            for pattern, axis in self.unit_axes
+            if (pattern, axis) not in matched
+        )
+
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """Return, for each record of ``stats``, the first sample of the batch in which it first ran, and which step."""
+        return tuple(record.first for record in self._roster.name(self._counted()))
 
     def _counted(self) -> dict[SiteRecord, list[SiteCounter]]:
         counters: dict[SiteRecord, list[SiteCounter]] = {}

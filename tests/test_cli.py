@@ -294,7 +294,7 @@ def test_the_table_is_plain_without_colour_and_unicode(model: Path) -> None:
 def test_a_crash_of_ours_is_not_exit_code_1(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys, deadcheck.pipeline as p\n"
-        "def boom(*a): raise ZeroDivisionError('ours')\n"
+        "def boom(*a, **k): raise ZeroDivisionError('ours')\n"
         "p.scan_file = boom\n"
         f"sys.argv = ['deadcheck', 'scan', {str(model)!r}]\n"
         "from deadcheck.cli import main\nmain()"

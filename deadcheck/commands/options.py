@@ -73,7 +73,7 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(help="threads that torch may use \\[default: as it would]", min=1, rich_help_panel=MEASURE,
+    typer.Option(help="threads to use \\[default: as it would]", min=1, rich_help_panel=MEASURE,
                  show_default=False),
 ]  # fmt: skip
 ShardOption = Annotated[
