@@ -27,6 +27,7 @@ _SYNTHETIC_SAMPLES = 256
 _MAX_INFLATED = 4 << 30
 _MAX_RATIO = 100
 _FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
+_LABEL_NAMES = ("y", "label", "labels", "target", "targets")
 _SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
 
 
@@ -51,6 +52,9 @@ class Batch:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     samples: int
+    labels: Tensor | None = None
+    """Whole numbers, one a sample or more, of an entry that does not go to the model and is named or placed as labels
+    are."""
 
 
 @dataclass
@@ -260,9 +264,9 @@ def _sliced(value: Any, total: int, start: int, stop: int) -> Any:
 
 def _cut(batch: Batch, samples: int) -> Batch:
     """Keep the first samples of a batch."""
-    return Batch(
-        _sliced(batch.args, batch.samples, 0, samples), _sliced(dict(batch.kwargs), batch.samples, 0, samples), samples
-    )
+    labels = None if batch.labels is None else batch.labels[:samples]
+    args, kwargs = (_sliced(value, batch.samples, 0, samples) for value in (batch.args, dict(batch.kwargs)))
+    return Batch(args, kwargs, samples, labels)
 
 
 class Unpacker:
@@ -277,7 +281,8 @@ class Unpacker:
 
     def batch(self, item: Any, warnings: list[str]) -> Batch:
         """Return the arguments that one item of the data stands for."""
-        args, kwargs, left = self._split(_as_tensors(item))
+        item = _as_tensors(item)
+        args, kwargs, left = self._split(item)
         if (
             left
             and (note := f"{', '.join(left)} of the data did not go to the model (--unpack changes that)")
@@ -289,7 +294,7 @@ class Unpacker:
         if not is_known and "count" not in self._said:
             self._said.add("count")
             warnings.append("the data has no tensor whose first axis counts samples; each batch counts as one sample")
-        return Batch(args, kwargs, samples)
+        return Batch(args, kwargs, samples, _labels(item, left, samples))
 
     def _split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
         if isinstance(item, Mapping):
@@ -318,6 +323,17 @@ class Unpacker:
         if first is None:
             return (), {}, []
         return (item[first],), {}, [name for name in item if name != first]
+
+
+def _labels(item: Any, left: list[str], samples: int) -> Tensor | None:
+    """Return the labels among what does not go to the model: by their name, or the first entry after the inputs."""
+    if isinstance(item, Mapping):
+        value = next((item[name] for name in _LABEL_NAMES if name in left), None)
+    else:
+        value = item[int(left[0].rpartition(" ")[2])] if left else None
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or not value.dim():
+        return None
+    return value if value.shape[0] == samples else None
 
 
 def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset[str], bool]:

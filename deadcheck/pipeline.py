@@ -18,12 +18,12 @@ from torch.nn.parameter import is_lazy
 from deadcheck import data as data_module
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import Config, ScanSettings, Thresholds
-from deadcheck.data import Batches, DataOptions
+from deadcheck.data import Batch, Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.preserve import eval_mode, preserved
-from deadcheck.probe import Probe
+from deadcheck.probe import Probe, Watch
 from deadcheck.sites import DataIdentity, Environment, Measurement, ModelIdentity, SiteStats, Skipped
 
 Progress = Callable[[int, "int | None"], None]
@@ -107,7 +107,12 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
 
 
 def measure(
-    loaded: LoadedModel, batches: Batches, settings: ScanSettings, progress: Progress | None = None
+    loaded: LoadedModel,
+    batches: Batches,
+    settings: ScanSettings,
+    progress: Progress | None = None,
+    *,
+    watch: Watch | None = None,
 ) -> Measurement:
     """Run the data through the model and count at every site; the model is left as it was."""
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
@@ -117,7 +122,7 @@ def measure(
         stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         torch.manual_seed(settings.seed)
-        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units))
+        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, progress)
         stats, skipped = probe.stats(), probe.skipped()
     if not run.samples:
@@ -214,6 +219,20 @@ def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
         model = copy.deepcopy(model)
     return model, notes
 
+
+def forward_of(model: nn.Module, settings: ScanSettings) -> Callable[[Batch], Any]:
+    """Return the function that runs a batch through a model as a scan does; the batch stays as it was."""
+    run = _Run(model, settings)
+
+    def forward(batch: Batch) -> Any:
+        args, kwargs = copy.deepcopy((run._placed(batch.args), run._placed(dict(batch.kwargs))))
+        return run.entry(*args, **kwargs)
+
+    return forward
+
+
+CALLS_MODEL = _Run.through.__code__
+"""The code that calls the model during a scan."""
 
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 

@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -61,7 +61,7 @@ class _Signature:
     """Which of several calls on the very same values this is, in order of their places in the code."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _SiteRecord:
     signature: _Signature
     activation: Activation
@@ -72,6 +72,10 @@ class _SiteRecord:
     samples_from: str = "batch"
     is_module: bool = False
     key: str = ""
+
+
+Watch = Callable[[Any, Tensor, Flow, int], None]
+"""Called at each activation with the record of its site, its input, the axes of that, and the number of the pass."""
 
 
 @dataclass
@@ -100,9 +104,16 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, *, gates: bool = False, unit_axes: Sequence[tuple[str, int]] = (), device: Any = None
+        self,
+        model: nn.Module,
+        *,
+        gates: bool = False,
+        unit_axes: Sequence[tuple[str, int]] = (),
+        device: Any = None,
+        watch: Watch | None = None,
     ) -> None:
         self.model = model
+        self.watch = watch
         self.gates = gates
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = _module_names(model)
@@ -114,6 +125,7 @@ class Probe:
         self._scratch: dict[str, Tensor] = {}
         self._rules: dict[Any, tuple[str, Any, Any]] = {}
         self._batch: _Batch | None = None
+        self._passes = 0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._thread = threading.get_ident()
@@ -144,6 +156,7 @@ class Probe:
     ) -> Iterator[None]:
         """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on."""
         self._batch = _Batch(samples)
+        self._passes += 1
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
@@ -323,6 +336,8 @@ class Probe:
         rows = self._rows_of(record, layout, flow)
         with self.aside():
             record.counter.see_input(z, layout, rows)
+            if self.watch is not None:
+                self.watch(record, z, flow, self._passes)
         output = func(*args, **kwargs)
         with self.aside():
             record.counter.see_output(_first(output), layout, rows)

@@ -1,0 +1,92 @@
+"""Where in the user's code a call stands, read from the Python stack.
+
+Frames of torch, of the standard library and of deadcheck are passed over: they differ between versions. Comprehensions
+count as part of the function that they stand in, as they do from Python 3.12 on.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dis
+import linecache
+import os
+import sysconfig
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from deadcheck.plan import Place
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(__file__) + os.sep
+_CHECKPOINT = os.path.join(_TORCH, "utils", "checkpoint.py")
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+_COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
+_CALL_IMPL = nn.Module._call_impl.__code__
+_CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL"))
+
+
+class Way(NamedTuple):
+    """The calls that lead from the model's caller to an operator, innermost first."""
+
+    places: tuple[Place, ...]
+    own: int
+    """How many of them stand in the module that runs; the others lead to that module."""
+
+    is_repeated: bool = False
+    """Whether ``torch.utils.checkpoint`` will run the call again in backward, outside of any module."""
+
+
+_places: dict[tuple[int, int], tuple[CodeType, Place]] = {}
+
+
+def way_to(frame: FrameType | None, stop: CodeType) -> Way:
+    """Return the way from the code ``stop``, which calls the model, to a frame."""
+    places: list[Place] = []
+    own: int | None = None
+    is_repeated = False
+    while frame is not None and frame.f_code is not stop:
+        if own is None and is_border(frame):
+            own = len(places)
+        is_repeated = is_repeated or (own is None and frame.f_code.co_filename == _CHECKPOINT)
+        place = place_of(frame)
+        if place is not None:
+            places.append(place)
+        frame = frame.f_back
+    return Way(tuple(places), len(places) if own is None else own, is_repeated)
+
+
+def is_border(frame: FrameType) -> bool:
+    """Tell whether this is the frame in which ``nn.Module`` calls a module's ``forward``."""
+    return frame.f_code is _CALL_IMPL
+
+
+def place_of(frame: FrameType) -> Place | None:
+    """Return the place at which a frame stands; None for a frame that is not the user's."""
+    code = frame.f_code
+    known = _places.get((id(code), frame.f_lasti))
+    if known is not None:
+        return known[1]
+    name = code.co_filename
+    if code.co_name in _COMPREHENSIONS or name.startswith((_TORCH, _OWN)):
+        return None
+    if name.startswith(_STDLIB) and "-packages" not in name:
+        return None
+    text = linecache.getline(name, frame.f_lineno).strip()
+    place = Place(code.co_name, frame.f_lineno - code.co_firstlineno, _number(code, frame), text)
+    # The code is kept beside its place, so that its id stays its own.
+    _places[id(code), frame.f_lasti] = (code, place)
+    return place
+
+
+def _number(code: CodeType, frame: FrameType) -> int:
+    """Return the number of the running call among the calls on its line."""
+    line, offsets = None, []
+    for instruction in dis.get_instructions(code):
+        # From Python 3.13 on the line stands in a field of its own.
+        line = getattr(instruction, "line_number", instruction.starts_line) or line
+        if line == frame.f_lineno and instruction.opcode in _CALLS:
+            offsets.append(instruction.offset)
+    return bisect.bisect_left(offsets, frame.f_lasti)

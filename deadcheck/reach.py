@@ -1,0 +1,250 @@
+"""Finds how each site of a running model can be reached: by the modules to replace, or by the way to its calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deadcheck import activations
+from deadcheck.callsites import Way, way_to
+from deadcheck.layout import Flow
+from deadcheck.plan import Calls, Place
+from deadcheck.rewrite import unshared
+from deadcheck.stand_ins import ceiling_of, keeps_relu
+from deadcheck.unit_slope import layout_of
+
+_MAX_PERIOD = 512
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How one site can be reached."""
+
+    modules: tuple[str, ...] = ()
+    calls: tuple[Calls, ...] = ()
+    reason: str | None = None
+    """Why it cannot be."""
+
+
+Step = tuple[str, Way]
+"""Module path, and the way to a call in its code."""
+
+Run = tuple[Any, ...]
+"""Records of sites in the order in which one way led to them in a forward pass."""
+
+
+class Sightings:
+    """Watches a probe: which way led to each call of an activation, and where its units were.
+
+    ``stop`` is the code that calls the model.
+    """
+
+    def __init__(self, stop: CodeType) -> None:
+        self.stop = stop
+        self.records: list[Any] = []
+        """The probe's records of sites, in the order in which they were seen."""
+
+        self.layouts: dict[int, set[tuple[str | None, int]]] = {}
+        """By the identity of a record: the layouts of its units and the numbers of axes."""
+
+        self.turns: dict[Step, set[Run]] = {}
+        """By module and way: the records that it led to, in order, for each different forward pass."""
+
+        self._pass: dict[Step, list[Any]] = {}
+        self._number = -1
+
+    def __call__(self, record: Any, z: Tensor, flow: Flow, number: int) -> None:
+        """Take in one call in forward pass ``number``."""
+        if number != self._number:
+            self.finish()
+            self._number = number
+        if id(record) not in self.layouts:
+            self.records.append(record)
+        layout = layout_of(flow.axes) if flow.axes is not None else None
+        self.layouts.setdefault(id(record), set()).add((layout, z.dim()))
+        step = (record.signature.module, way_to(sys._getframe(1), self.stop))
+        self._pass.setdefault(step, []).append(record)
+
+    def layouts_of(self, key: str) -> set[tuple[str | None, int]]:
+        """Return the layouts of the units of a site, and the numbers of axes, that were met."""
+        return {item for record in self.records if record.key == key for item in self.layouts[id(record)]}
+
+    def by_module(self) -> dict[str, list[Any]]:
+        """Return the records by the path of their module."""
+        paths: dict[str, list[Any]] = {}
+        for record in self.records:
+            paths.setdefault(record.signature.module, []).append(record)
+        return paths
+
+    def finish(self) -> None:
+        """End a forward pass."""
+        for step, records in self._pass.items():
+            self.turns.setdefault(step, set()).add(tuple(records))
+        self._pass = {}
+
+
+def reaches(
+    model: nn.Module,
+    sightings: Sightings,
+    action: Callable[[Any], Hashable],
+    look: Callable[[nn.Module], Sightings] | None = None,
+) -> dict[str, Reach]:
+    """Return by site key how each site with an action can be reached; sites of one action need not be told apart.
+
+    ``action`` gives what is to be done at a record's site, None for nothing. ``look`` runs another model over the data
+    once more; it is called where a module that stands at several paths serves sites of different actions.
+    """
+    sightings.finish()
+    aliases = _aliases(model)
+    found: dict[str, Reach] = {}
+    apart: dict[str, tuple[str, ...]] | None = None
+    for path, records in sightings.by_module().items():
+        wanted = [record for record in records if action(record) is not None]
+        if not wanted:
+            continue
+        module = model.get_submodule(path)
+        reason = _hidden(module, wanted)
+        if reason is not None:
+            found.update({record.key: Reach(reason=reason) for record in wanted})
+            continue
+        is_module = ceiling_of(module) is not None or keeps_relu(module)
+        if is_module and len(set(map(action, records))) == 1:
+            found.update({record.key: Reach(modules=aliases[module]) for record in wanted})
+            continue
+        if is_module and len(aliases[module]) > 1 and apart is None and look is not None:
+            apart = _apart(model, sightings, look)
+        if is_module and apart is not None and _is_split(records, apart, action):
+            found.update({record.key: Reach(modules=apart[record.key]) for record in wanted})
+            continue
+        steps = {step[1]: runs for step, runs in sightings.turns.items() if step[0] == path}
+        found.update(_by_calls(wanted, steps, action))
+    return found
+
+
+def _apart(
+    model: nn.Module, sightings: Sightings, look: Callable[[nn.Module], Sightings]
+) -> dict[str, tuple[str, ...]]:
+    """Return by site key the paths through which a site runs when no two paths share a ReLU."""
+    twin, origin = unshared(model)
+    keys = {record.signature: record.key for record in sightings.records}
+    paths: dict[str, tuple[str, ...]] = {}
+    for record in look(twin).records:
+        signature = record.signature
+        weights = tuple(sorted(_at_origin(name, origin) for name in signature.weights))
+        key = keys.get(replace(signature, module=origin.get(signature.module, ""), weights=weights))
+        if key is not None:
+            paths[key] = (*paths.get(key, ()), signature.module)
+    return paths
+
+
+def _at_origin(weight: str, origin: Mapping[str, str]) -> str:
+    """Return the name of a feeder as it was before paths were told apart."""
+    path, colon, activation = weight.partition(":")
+    return f"{origin.get(path, path)}{colon}{activation}"
+
+
+def _is_split(records: Sequence[Any], apart: Mapping[str, tuple[str, ...]], action: Callable[[Any], Hashable]) -> bool:
+    """Tell whether each path serves sites of one action."""
+    actions: dict[str, set[Hashable]] = {}
+    for record in records:
+        for path in apart.get(record.key, ()):
+            actions.setdefault(path, set()).add(action(record))
+    return all(record.key in apart for record in records) and all(len(found) == 1 for found in actions.values())
+
+
+def is_out_of_reach(module: nn.Module) -> str | None:
+    """Return why a ReLU inside a module cannot be changed; None when it can, or there is none."""
+    if isinstance(module, nn.RNN) and module.nonlinearity == "relu":
+        return "nn.RNN computes it inside one operator; write the recurrence with nn.RNNCell to reach it"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is inside a TorchScript module"
+    return None
+
+
+def _aliases(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    aliases: dict[nn.Module, tuple[str, ...]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        aliases[module] = (*aliases.get(module, ()), path)
+    return aliases
+
+
+def _hidden(module: nn.Module, records: Sequence[Any]) -> str | None:
+    """Return why the sites of a module lie out of reach."""
+    reason = is_out_of_reach(module)
+    if reason is not None:
+        return reason
+    if any(record.is_module for record in records) and not isinstance(module, activations.MODULES):
+        return "it is in a module that the model does not register, as one in a plain list"
+    return None
+
+
+def _by_calls(
+    wanted: Sequence[Any], steps: Mapping[Way, set[Run]], action: Callable[[Any], Hashable]
+) -> dict[str, Reach]:
+    calls: dict[int, list[Calls]] = {id(record): [] for record in wanted}
+    reasons: dict[int, str] = {}
+    for leaf in _split(steps, 0, action):
+        for record in leaf.records:
+            if leaf.reason is not None:
+                reasons[id(record)] = leaf.reason
+            elif id(record) in calls:
+                turns = tuple(i for i, turn in enumerate(leaf.turns) if turn is record)
+                at, via = leaf.places[: leaf.own], leaf.places[leaf.own :]
+                calls[id(record)].append(Calls(at, via, turns, max(len(leaf.turns), 1)))
+    out = {}
+    for record in wanted:
+        reason = reasons.get(id(record))
+        out[record.key] = Reach(calls=tuple(calls[id(record)]) if reason is None else (), reason=reason)
+    return out
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """Ways that begin alike, need not be told apart further, or cannot be."""
+
+    places: tuple[Place, ...]
+    own: int
+    records: tuple[Any, ...]
+    turns: tuple[Any, ...] = ()
+    """The records in turn, where one way leads to several; empty where all are treated alike."""
+
+    reason: str | None = None
+
+
+def _split(steps: Mapping[Way, set[Run]], length: int, action: Callable[[Any], Hashable]) -> Iterable[_Leaf]:
+    """Tell ways apart by as few places as possible, from the call outward."""
+    first = next(iter(steps))
+    places, own = first.places[:length], min(first.own, length)
+    records = tuple({id(r): r for runs in steps.values() for run in runs for r in run}.values())
+    if any(way.is_repeated for way in steps):
+        reason = "torch.utils.checkpoint runs it again in backward outside of any module; put it into a module"
+        yield _Leaf(places, own, records, reason=reason)
+    elif len(set(map(action, records))) == 1:
+        yield _Leaf(places, own, records)
+    elif len(steps) == 1:
+        turns = _period(next(iter(steps.values())), action)
+        why = None if turns else "it cannot be told apart from another site that shares its line of code"
+        yield _Leaf(places, own, records, turns, why)
+    elif any(len(way.places) == length for way in steps):
+        yield _Leaf(places, own, records, reason="it cannot be told apart from a call that leads to it too")
+    else:
+        groups: dict[Any, dict[Way, set[Run]]] = {}
+        for way, runs in steps.items():
+            groups.setdefault(way.places[length].key, {})[way] = runs
+        for group in groups.values():
+            yield from _split(group, length + 1, action)
+
+
+def _period(runs: Iterable[Run], action: Callable[[Any], Hashable]) -> tuple[Any, ...]:
+    """Return the shortest turn that all runs repeat; empty where they have none in common."""
+    longest = max(runs, key=len)
+    for size in range(1, min(len(longest), _MAX_PERIOD) + 1):
+        if all(action(run[i]) == action(longest[i % size]) for run in runs for i in range(len(run))):
+            return longest[:size]
+    return ()
