@@ -191,6 +191,9 @@ _TABLE: tuple[tuple[tuple[str, ...], Resolve], ...] = (
     (("softshrink",), _always(Activation("softshrink", Family.NONZERO))),
 )
 
+NAMES = frozenset(name for names, _ in _TABLE for name in names)
+"""Names of the operators that can be an activation."""
+
 OPERATORS: dict[Any, Resolve] = {
     getattr(torch.ops.aten, name): resolve
     for names, resolve in _TABLE

@@ -119,6 +119,10 @@ def scan(
             help="entry of a checkpoint that holds the model or its weights", rich_help_panel=_MODEL, show_default=False
         ),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="let this file run as a program, as TorchScript is", rich_help_panel=_MODEL),
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="where to run [default: cpu]", rich_help_panel=_MEASURE, show_default=False)
     ] = None,
@@ -177,7 +181,7 @@ def scan(
 ) -> None:
     """Measure how often every unit is zero, and say which are dead.
 
-    A model of torch.nn classes is read safely with no flag; weights need --arch; nothing in a file is ever run.
+    A model of torch.nn classes is read safely with no flag; weights need --arch; a file runs only with --trust.
     """
     outputs = _outputs(format, output or [])
     look = _render_options(color, ascii=ascii, per_unit=per_unit, limit=limit)
@@ -194,7 +198,9 @@ def scan(
         "scan.gates": gates or None,
         "scan.call": call,
     }
-    diagnosis = _scan(model, _load_options(arch, arch_arg, allow_class, key), _config(config, flags), quiet=quiet)
+    diagnosis = _scan(
+        model, _load_options(arch, arch_arg, allow_class, key, trust=trust), _config(config, flags), quiet=quiet
+    )
     for name, path in outputs:
         _write(path, _rendered(name, diagnosis, look), name)
 
@@ -276,10 +282,14 @@ def _progress(name: str, *, quiet: bool) -> Iterator[Callable[[int, int | None],
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _load_options(arch: str | None, arch_args: list[str] | None, allow: list[str] | None, key: str | None) -> Any:
+def _load_options(
+    arch: str | None, arch_args: list[str] | None, allow: list[str] | None, key: str | None, *, trust: bool
+) -> Any:
     from deadcheck.formats import LoadOptions
 
-    return LoadOptions(arch=arch, arch_args=_keywords(arch_args or []), allow_classes=tuple(allow or ()), key=key)
+    return LoadOptions(
+        arch=arch, arch_args=_keywords(arch_args or []), allow_classes=tuple(allow or ()), key=key, trust=trust
+    )
 
 
 def _config(path: Path | None, flags: Mapping[str, object]) -> Config:

@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
+from deadcheck import torch_file
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import DataError, UsageError
+from deadcheck.errors import DataError, ModelFileError, UsageError
+from deadcheck.pickles import Global, Inert
 
 UNSIZED_LIMIT = 10_000
 """Samples taken from data that does not say how long it is."""
@@ -505,17 +507,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pt(path: Path) -> Any:
     try:
-        # Explicit, so that TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot switch it off.
-        with torch.sparse.check_sparse_tensor_invariants():
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises almost anything on damaged files
-        text = str(error)
-        if "Unsupported global" in text or "weights_only" in text.lower():
-            name = text.partition("GLOBAL ")[2].split()[0] if "GLOBAL " in text else "Python objects"
-            raise DataError(
-                f"{path}: needs {name}, which could run code, so it was not read; save tensors, dicts and lists alone"
-            ) from error
-        raise DataError(f"{path}: damaged or not saved by torch ({_line(error)}); save the data again") from error
+        data = torch_file.load(path).root
+    except ModelFileError as error:
+        raise DataError(str(error)) from error
+    strange = _first_inert(data)
+    if strange is not None:
+        raise DataError(
+            f"{path}: needs {strange}, which could run code, so it was not read; save tensors, dicts and lists alone"
+        )
     if isinstance(data, Tensor) and data.layout is not torch.strided:
         raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
     if isinstance(data, list) and data and all(isinstance(item, Tensor) for item in data):
@@ -525,3 +524,18 @@ def _read_pt(path: Path) -> Any:
     if isinstance(data, Mapping) and not _holds_arrays(data):
         raise DataError(f"{path}: the dict holds no tensors; save the inputs under their names")
     return data
+
+
+def _first_inert(data: Any) -> str | None:
+    """Return the name of an object in the data that was not built, if there is one."""
+    queue, met = [data], {id(data)}
+    while queue:
+        value = queue.pop()
+        if isinstance(value, (Inert, Global)):
+            return value.name
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+        for item in items:
+            if id(item) not in met:
+                met.add(id(item))
+                queue.append(item)
+    return None

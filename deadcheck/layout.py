@@ -41,6 +41,9 @@ class Feed(NamedTuple):
     direct: bool = True
     """False for what stands before another activation, or has no parameters."""
 
+    origin: frozenset[str] = frozenset()
+    """Weights on the way to an activation, where that is the feeder: tells its uses in one function apart."""
+
 
 _LOST: range = range(0)
 """Rows of a flow whose samples were lost: no row is any sample's."""

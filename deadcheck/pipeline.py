@@ -124,7 +124,7 @@ def measure(
         torch.manual_seed(settings.seed)
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, progress)
-        stats, skipped = probe.stats(), probe.skipped()
+        stats, skipped, ran = probe.stats(), probe.skipped(), probe.notes()
     if not run.samples:
         raise NothingMeasured(f"the data ({batches.source}) holds no samples, so nothing was measured; give it some")
     if not stats:
@@ -136,7 +136,7 @@ def measure(
         sites=stats,
         skipped=skipped,
         inputs=run.inputs.summaries(),
-        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *_guesses(stats)),
+        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *ran, *_guesses(stats)),
         output_constant=run.outputs.constant,
         seconds=time.perf_counter() - clock,
         started=started.isoformat(timespec="seconds"),

@@ -39,10 +39,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, setting each flag itself: ``train()`` may be overridden and do more than that."""
-    flags = [(module, module.training) for module in model.modules()]
+    # A frozen program has no flag.
+    flags = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
-        for module, _ in flags:
-            if module.training:
+        for module, training in flags:
+            if training:
                 module.training = False
         yield
     finally:

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows
+from deadcheck import activations, flows, fused, scripted
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
 from deadcheck.errors import ProbeError
@@ -37,13 +39,23 @@ from deadcheck.layout import (
     positions,
     units,
 )
+from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import transformer_fast_path_off
 from deadcheck.sites import Site, SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
 
+Args = tuple[Any, ...]
+
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
-_HIDES_ACTIVATION = ("_transformer_encoder_layer_fwd", "_native_multi_head_attention")
+_OPERATOR_NAMES = {"addmm": "linear", "mm": "linear", "bmm": "linear", "_convolution": "convolution"}
+_TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
+    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch"),
+    "native_dropout": (lambda args: True, "drew a dropout mask"),
+    "bernoulli_": (lambda args: True, "drew a random mask"),
+    "bernoulli": (lambda args: True, "drew a random mask"),
+}
+"""Operators that do in training what a deployed model does not: when they do, and what that is."""
 
 _running = threading.local()
 
@@ -54,7 +66,7 @@ class _Signature:
 
     module: str
     activation: str
-    weights: tuple[str, ...]
+    weights: tuple[tuple[str, ...], ...]
     offset: int
     units: int
     turn: int
@@ -85,6 +97,8 @@ class _Batch:
     samples: int
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     serial: int = 0
+    place: Place | None = None
+    """Where a program that is not made of Python modules stands."""
     places: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
@@ -120,15 +134,18 @@ class Probe:
         self._weights, self._holders = _weights(model, self._names)
         self._sites: dict[_Signature, _SiteRecord] = {}
         self._skipped: dict[tuple[str, str], Skipped] = {}
+        self._notes: dict[tuple[str, str], str] = {}
         self._ran: set[str] = set()
         self._stack: list[nn.Module] = []
         self._scratch: dict[str, Tensor] = {}
-        self._rules: dict[Any, tuple[str, Any, Any]] = {}
+        self._marks: dict[str, Place] = {}
+        self._rules: dict[Any, tuple[str, Any, Any, Any]] = {}
         self._batch: _Batch | None = None
         self._passes = 0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._thread = threading.get_ident()
+        self._mode = _Mode(self)
         self._exit = ExitStack()
 
     def __enter__(self) -> Probe:
@@ -162,7 +179,7 @@ class Probe:
         for _, tensor in tensors_in([args, kwargs]):
             self._learn(tensor, Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),)))
         try:
-            with torch.no_grad(), _Mode(self):
+            with torch.no_grad(), self._mode:
                 yield
             for record in self._sites.values():
                 record.counter.finish_batch(first_sample)
@@ -179,6 +196,10 @@ class Probe:
         records = [record for record in self._sites.values() if record.counter.samples]
         _name(records)
         return tuple(record.counter.freeze(self._site(record)) for record in records)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what ran in another way than in a deployed model, one sentence each."""
+        return tuple(self._notes.values())
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Return what ran and was not measured, and what never ran."""
@@ -213,11 +234,13 @@ class Probe:
         if raised is not None and raised is not self._batch.ambient:
             self._failure = self._failure or (self._path(), self._stack[-1])
         elif type(module) in activations.GATED:
-            self._see_recurrent(module, args, output)
+            self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output)
         while self._stack and self._stack.pop() is not module:
             pass
 
     def _path(self) -> str:
+        if self._batch is not None and self._batch.place is not None:
+            return self._batch.place.path
         for module in reversed(self._stack):
             if module in self._names:
                 return self._names[module]
@@ -225,6 +248,8 @@ class Probe:
 
     def _in_activation_module(self) -> bool:
         """Tell whether the module that runs is an activation itself, so that its path names the site."""
+        if self._batch is not None and self._batch.place is not None:
+            return self._batch.place.is_module
         if not self._stack:
             return False
         return isinstance(self._stack[-1], activations.MODULES) or (
@@ -232,6 +257,8 @@ class Probe:
         )
 
     def _in_gated(self) -> bool:
+        if self._batch is not None and self._batch.place is not None:
+            return self._batch.place.is_gate
         return any(type(module) in activations.GATED for module in self._stack)
 
     # What every operator does to what is known of its tensors.
@@ -241,10 +268,22 @@ class Probe:
         batch = self._batch
         if batch is None or self._observing:
             return func(*args, **kwargs)
-        name, rule, resolve = self._rule_of(func)
+        if func in (PLACE, RECURRENT):
+            return self._move(batch, args)
+        if isinstance(func, HigherOrderOperator):
+            return self._run_higher_order(func, args, kwargs)
+        name, rule, resolve, in_parts = self._rule_of(func)
+        if in_parts is not None:
+            if not any(tensor.is_nested for tensor in _flat(args)):
+                with self._mode:
+                    return in_parts(*args, **kwargs)
+            self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
         activation = resolve(args, kwargs) if resolve is not None else None
         if activation is not None and not self._is_constant(name, args):
             return self._activate(func, name, activation, args, kwargs)
+        if name in _TRAINS and _TRAINS[name][0](args):
+            path = self._path()
+            self._notes.setdefault((name, path), f"{path or 'the model'}: {_TRAINS[name][1]}, as in training")
         output = func(*args, **kwargs)
         self._carry(name, rule, args, kwargs, output)
         suspect = batch.suspects.see(name, args, output)
@@ -252,20 +291,41 @@ class Probe:
             self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
         return output
 
-    def _rule_of(self, func: Any) -> tuple[str, Any, Any]:
+    def _move(self, batch: _Batch, args: tuple[Any, ...]) -> None:
+        """Follow a mark of a program to where it stands now."""
+        batch.place = self._marks.setdefault(args[-1], read(args[-1]))
+        self._ran.add(batch.place.path)
+        if len(args) == 3:
+            source = next((tensor for tensor in args[0] if isinstance(self._look(tensor), Flow)), None)
+            self._see_recurrent(batch.place.kind, source, args[1])
+
+    def _run_higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator that calls functions, watching what they do."""
+        run = fused.HIGHER_ORDER.get(func.name())
+        if run is None:
+            self._skip(func.name(), self._path(), "an operator that calls functions: what they do cannot be seen")
+            return func(*args, **kwargs)
+        with self._mode:
+            return run(*args, **kwargs)
+
+    def _rule_of(self, func: Any) -> tuple[str, Any, Any, Any]:
+        """Return an operator's name, the rule of its axes, what makes it an activation, and how to run it in parts."""
         known = self._rules.get(func)
         if known is None:
             namespace, _, name = func.name().partition("::")
             name = name.partition(".")[0]
-            known = self._rules[func] = (name, flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket))
+            rule, resolve = flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket)
+            in_parts = fused.FUSED.get(name)
+            # Composite operators come whole where nothing above took them apart, as inside a fused one.
+            if rule is None and resolve is None and in_parts is None and func._can_decompose():
+                in_parts = func.decompose
+            known = self._rules[func] = (name, rule, resolve, in_parts)
             self._note_operator(namespace, name, func)
         return known
 
     def _note_operator(self, namespace: str, name: str, func: Any) -> None:
         if namespace not in _OWN_NAMESPACES:
             self._skip(str(func), self._path(), "not an operator of torch: an activation inside it cannot be seen")
-        elif name in _HIDES_ACTIVATION:
-            self._skip(str(func), self._path(), "a fused operator: the activation inside it cannot be seen")
         elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
             self._skip(str(func), self._path(), "an activation fused with its layer; its input cannot be seen")
 
@@ -301,20 +361,22 @@ class Probe:
             for tensor in outputs:
                 self._learn(tensor, None)
             return
-        call = flows.Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, self._feed)
+        feed = partial(self._feed, name)
+        call = flows.Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, feed)
         for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
             self._learn(tensor, known)
 
-    def _feed(self, weight: Weight | None) -> Feed:
-        """Return a new run of a layer, named by the module that holds the weight."""
+    def _feed(self, operator: str, weight: Weight | None) -> Feed:
+        """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
         assert self._batch is not None
         self._batch.serial += 1
         path = self._path()
         if weight is None:
-            running = self._stack[-1] if self._stack else self.model
-            return Feed(path or type(running).__name__, path, self._batch.serial)
+            return Feed(path or operator, path, self._batch.serial)
         owner = path if path in self._holders[weight.name] else weight.owner
         self._ran.add(weight.owner)
+        if not self._holders[weight.name]:  # a constant in the code of a frozen program
+            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self._batch.serial)
         return Feed(owner or weight.name, weight.name, self._batch.serial)
 
     # What an activation does.
@@ -363,14 +425,13 @@ class Probe:
         self._after(output, flow, act)
         return output
 
-    def _see_recurrent(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see_recurrent(self, kind: str, source: Any, output: Any) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
-        act = activations.recurrent(activations.GATED[type(module)])
+        act = activations.recurrent(kind)
         tensor = _first(output)
         tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
         if not isinstance(tensor, Tensor) or tensor.numel() == 0:
             return
-        source = args[0] if args else None
         source = source.data if isinstance(source, PackedSequence) else source
         known = self._look(source) if isinstance(source, Tensor) else None
         lead = known.axes[:-1] if isinstance(known, Flow) and known.axes is not None else None
@@ -378,7 +439,7 @@ class Probe:
             lead = tuple(positions(size) for size in tensor.shape[:-1])
         axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
         rows_of_input = known.rows if isinstance(known, Flow) else None
-        flow: Flow | None = Flow(axes, (self._feed(None),), act.name, rows=rows_of_input)
+        flow: Flow | None = Flow(axes, (self._feed(act.name, None),), act.name, rows=rows_of_input)
         flow, record, layout = self._prepare(tensor, flow, act)
         rows = self._rows_of(record, layout, flow)
         with self.aside():
@@ -399,7 +460,7 @@ class Probe:
         assert flow.axes is not None
         layout = plan(flow.axes)
         names = tuple(dict.fromkeys(feed.name for feed in flow.feeds))
-        weights = tuple(sorted({feed.weight for feed in flow.feeds}))
+        weights = tuple(sorted({(feed.weight, *sorted(feed.origin)) for feed in flow.feeds}))
         turn = self._turn((path, act.name, flow.feeds, flow.offset))
         signature = _Signature(path, act.name, weights, flow.offset, layout.n_units, turn)
         record = self._sites.get(signature)
@@ -414,7 +475,7 @@ class Probe:
     def _turn(self, same: tuple[Any, ...]) -> int:
         """Number the places in the code that apply an activation to the very same values, as in relu(x), relu(-x)."""
         assert self._batch is not None
-        place = 0
+        place = self._batch.place.number if self._batch.place is not None else 0
         frame = sys._getframe(2)
         while frame is not None:
             place = hash((place, id(frame.f_code), frame.f_lasti))
@@ -442,7 +503,10 @@ class Probe:
         self._batch.serial += 1
         path = self._path()
         is_module = self._in_activation_module()
-        feed = Feed(path if is_module else f"{path}:{act.name}", f"{path}:{act.name}", self._batch.serial, False)
+        feeds = () if flow is None else flow.feeds
+        origin = frozenset(name for feed in feeds for name in feed.origin or (feed.weight,))
+        name = f"{path}:{act.name}"
+        feed = Feed(path if is_module else name, name, self._batch.serial, False, origin)
         known = None if flow is None else flow._replace(feeds=(feed,))
         for tensor in _flat(output):
             self._learn(tensor, known)
@@ -463,6 +527,8 @@ class Probe:
 
     def _never_ran(self) -> Iterable[Skipped]:
         """Yield the topmost modules that hold weights or activations and never ran."""
+        if isinstance(self.model, torch.jit.ScriptModule) and not hasattr(self.model, "training"):
+            return  # a frozen program no longer says which module its code came from
         ran = {"/".join(name.split(".")) for name in self._ran if name}
         alive = {""} | {name[:i].replace("/", ".") for name in ran for i in (*_cuts(name), len(name))}
         for module, name in self._names.items():
@@ -480,6 +546,8 @@ class _Mode(TorchDispatchMode):
     def __init__(self, probe: Probe) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._probe = probe
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -521,7 +589,10 @@ def _module_names(model: nn.Module) -> tuple[dict[nn.Module, str], dict[str, tup
     """Return each module's canonical path (the first one it is registered under) and its other paths."""
     names: dict[nn.Module, str] = {}
     aliases: dict[str, tuple[str, ...]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    modules = model.named_modules(remove_duplicate=False)
+    if isinstance(model, torch.jit.ScriptModule):
+        modules = scripted.distinct(dict(modules))
+    for name, module in modules:
         if module in names:
             aliases[names[module]] = (*aliases.get(names[module], ()), name)
         else:
@@ -542,6 +613,10 @@ def _weights(model: nn.Module, names: Mapping[nn.Module, str]) -> tuple[dict[int
                         id(tensor), Weight(owner, f"{path}.{name}" if path else name, is_parameter)
                     )
                     holders.setdefault(weight.name, set()).add(owner)
+    if isinstance(model, torch.jit.ScriptModule):
+        for name, tensor in scripted.constants(model):
+            weights.setdefault(id(tensor), Weight("", name, True))
+            holders.setdefault(name, set())
     return weights, holders
 
 

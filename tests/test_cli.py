@@ -93,7 +93,7 @@ def test_whole_module_and_weights_with_arch_give_the_same_report() -> None:
         (b"<!DOCTYPE html><html>", 2, "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", 2, "git lfs pull"),
         (b"\0" * 1000, 2, "damaged"),
-        (b"PK\x03\x04" + b"\0" * 100, 2, "damaged or cut-off zip"),
+        (b"PK\x03\x04" + b"\0" * 100, 2, "a cut-off or broken zip"),
         (b"\x93NUMPY\x01\x00", 2, "a NumPy array, not a model"),
         (b"GGUF\x03\0\0\0", 2, "GGUF"),
     ],
@@ -125,7 +125,7 @@ def test_a_truncated_model_is_said_to_be_damaged(model: Path) -> None:
     run = deadcheck("scan", model)
 
     assert run.returncode == 2
-    assert "damaged or cut-off zip" in run.stderr
+    assert "a cut-off or broken zip" in run.stderr
 
 
 def test_weights_without_arch_say_what_to_add() -> None:

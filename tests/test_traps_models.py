@@ -370,16 +370,16 @@ def test_the_activations_of_a_graph_are_seen(graph: Callable[[nn.Module], nn.Mod
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_the_fused_operator_of_a_scripted_encoder_layer_is_listed_as_unseen() -> None:
-    layer = torch.jit.script(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True).eval())
-    model = nn.Sequential(OrderedDict(layer=layer, act=nn.ReLU()))
+def test_the_activation_inside_the_fused_operator_of_a_scripted_encoder_layer_is_seen() -> None:
+    eager = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True).eval()
+    layer = torch.jit.script(eager)
+    x = uniform(8, 3, 4)
 
-    diagnosis = deadcheck.scan(model, uniform(8, 3, 4))
+    diagnosis = deadcheck.scan(nn.Sequential(OrderedDict(layer=layer, act=nn.ReLU())), x)
 
-    assert keys(diagnosis) == ["act"]
-    unseen = {item.what: item for item in diagnosis.measurement.skipped}["aten._transformer_encoder_layer_fwd.default"]
-    assert unseen.where == "layer"
-    assert unseen.reason == "a fused operator: the activation inside it cannot be seen"
+    assert keys(diagnosis) == ["layer:relu#1", "act"]
+    hidden = eager.linear1(eager.norm1(x + eager.self_attn(x, x, x)[0]))
+    assert diagnosis.sites[0].stats.zeros.tolist() == (hidden <= 0).sum((0, 1)).tolist()
 
 
 # Which axis holds the units.

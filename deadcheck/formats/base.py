@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -28,6 +29,9 @@ class LoadOptions:
     key: str | None = None
     """Entry of a checkpoint that holds the model or its weights; dots go deeper."""
 
+    trust: bool = False
+    """Whether this file may run as a program."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -37,6 +41,12 @@ class LoadedModel:
     identity: ModelIdentity
     warnings: tuple[str, ...] = ()
     """What had to be done to read it, one sentence each."""
+
+    batch_size: int | None = None
+    """Samples that one forward pass must have, where the program is fixed to that."""
+
+    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    """Arguments that the file holds as an example."""
 
 
 def identity_of(

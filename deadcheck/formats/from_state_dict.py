@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from deadcheck.boundary import tensors_in
 from deadcheck.entrypoint import build
 from deadcheck.errors import ArchitectureError, UsageError
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
-from deadcheck.formats.inert import Inert
+from deadcheck.pickles import Global, Inert
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _OPTIMISER = ("param_groups", "state")
+
+LARGE = 256 << 20
+"""Bytes of weights from which the model is built without memory of its own, and takes the file's pages."""
 
 
 def load_weights(path: Path, state: Mapping[str, Tensor], options: LoadOptions, format_name: str) -> LoadedModel:
@@ -24,16 +29,63 @@ def load_weights(path: Path, state: Mapping[str, Tensor], options: LoadOptions, 
             f"{path}: holds weights only ({len(state)} tensors), and a scan needs the code that runs them; "
             "add --arch package.module:factory or --arch file.py:factory"
         )
+    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    large = sum(tensor.nbytes for tensor in weights.values() if not tensor.is_sparse) >= LARGE
+    model = (_built_without_memory(options) if large else None) or _built(options)
+    fitted, stripped, notes = _fitted(dict(state), set(model.state_dict()))
+    _check(path, fitted, model, options.arch)
+    if large:
+        _assign(model, fitted)
+        if left := _on_meta(model):
+            notes.append(f"{left[0]} is no part of the weights, so the model was built in memory after all")
+            model = _built(options)
+            _assign(model, fitted)
+    else:
+        model.load_state_dict(fitted, strict=True)
+    identity = identity_of(path, format_name, "arch", arch=options.arch, prefix=stripped)
+    return LoadedModel(model, identity, tuple(notes))
+
+
+def _built(options: LoadOptions) -> nn.Module:
+    assert options.arch is not None
     model = build(options.arch, options.arch_args)
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
             f"--arch {options.arch} gave a {type(model).__name__}, not a torch.nn.Module; name the factory of the model"
         )
-    fitted, stripped, notes = _fitted(dict(state), set(model.state_dict()))
-    _check(path, fitted, model, options.arch)
-    model.load_state_dict(fitted, strict=True)
-    identity = identity_of(path, format_name, "arch", arch=options.arch, prefix=stripped)
-    return LoadedModel(model, identity, tuple(notes))
+    return model
+
+
+def _built_without_memory(options: LoadOptions) -> nn.Module | None:
+    """Build the model on the meta device, where weights take no memory; None where its code needs real numbers."""
+    try:
+        with torch.device("meta"):
+            return _built(options)
+    except ArchitectureError:
+        return None
+
+
+def _assign(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put the file's own tensors into the model, in the type that the model has."""
+    own = model.state_dict()
+    fitted = {
+        name: value.to(own[name].dtype) if isinstance(own.get(name), Tensor) and isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.load_state_dict(fitted, strict=True, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+
+
+def _on_meta(model: nn.Module) -> list[str]:
+    """Return what holds no numbers: buffers outside the weights, and tensors kept as plain attributes."""
+    found = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_") and any(tensor.is_meta for _, tensor in tensors_in(value)):
+                found.append(f"{name}.{attribute}" if name else attribute)
+    return found
 
 
 def weights_in(path: Path, data: Any, key: str | None) -> tuple[Any, list[str]]:
@@ -82,15 +134,11 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, Inert) and isinstance(value.inert_state, dict) and "_parameters" in value.inert_state
+    return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
 
 
 def _stray(value: Any) -> list[str]:
-    if isinstance(value, Inert):
-        return [value.inert_name]
-    if isinstance(value, type) and issubclass(value, Inert):
-        return [value.inert_name]
-    return []
+    return [value.name] if isinstance(value, (Inert, Global)) else []
 
 
 def _fitted(state: dict[str, Any], wanted: set[str]) -> tuple[dict[str, Any], str | None, list[str]]:

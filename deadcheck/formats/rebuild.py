@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import inspect
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from deadcheck.entrypoint import resolve
 from deadcheck.errors import TrustRequired, UsageError
-from deadcheck.formats.inert import Inert
+from deadcheck.pickles import Global, Inert
 
 _MAX_DEPTH = 100
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, torch.layout)
 _HOOKS = ("_hooks", "_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _WRAPPERS = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
+_GONE = ("_backend", "_is_full_backward_hook")
+"""Attributes that an older torch kept and that do nothing today."""
+
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 
 
@@ -49,6 +55,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 """Functions that modules of torch.nn keep as attributes."""
 
 
+HOOK_CLASSES: dict[str, type] = {
+    f"{cls.__module__}.{cls.__name__}": cls
+    for cls in (
+        prune.Identity, prune.RandomUnstructured, prune.L1Unstructured, prune.RandomStructured, prune.LnStructured,
+        prune.CustomFromMask, prune.PruningContainer, sys.modules["torch.nn.utils.weight_norm"].WeightNorm,
+        sys.modules["torch.nn.utils.spectral_norm"].SpectralNorm,
+    )
+}  # fmt: skip
+"""Hooks that torch's own utilities leave on a module: they compute its weight from others."""
+
+
 class Rebuilder:
     """Turns stand-ins into modules; every refusal names what it met and where."""
 
@@ -76,35 +93,37 @@ class Rebuilder:
 
     def _wrapped(self, inert: Inert, path: str, depth: int) -> nn.Module | None:
         """Return the module inside a data-parallel or compiled wrapper."""
-        inner = "module" if inert.inert_name in _WRAPPERS else "_orig_mod" if inert.inert_name == _COMPILED else None
+        inner = "module" if inert.name in _WRAPPERS else "_orig_mod" if inert.name == _COMPILED else None
         if inner is None:
             return None
-        modules = inert.inert_state.get("_modules") if isinstance(inert.inert_state, dict) else None
+        modules = inert.state.get("_modules") if isinstance(inert.state, dict) else None
         child = modules.get(inner) if isinstance(modules, Mapping) else None
         if not isinstance(child, Inert):
-            raise self._refusal(path, f"is a {inert.inert_name} without a module in it")
-        self.warnings.append(f"the model inside {inert.inert_name.rpartition('.')[2]} was read")
+            raise self._refusal(path, f"is a {inert.name} without a module in it")
+        self.warnings.append(f"the model inside {inert.name.rpartition('.')[2]} was read")
         return self.module(child, path, depth + 1)
 
     def _one(self, inert: Inert, path: str, depth: int) -> nn.Module:
         cls = self._class(inert, path)
         if not issubclass(cls, nn.Module):
-            raise self._refusal(path, f"is a {inert.inert_name}, which is no module")
-        if inert.inert_args:
-            raise self._refusal(path, f"calls {inert.inert_name} with arguments, which torch.save never writes")
-        state = inert.inert_state
+            raise self._refusal(path, f"is a {inert.name}, which is no module")
+        if inert.args:
+            raise self._refusal(path, f"calls {inert.name} with arguments, which torch.save never writes")
+        state = inert.state
         if not isinstance(state, dict) or not all(type(key) is str for key in state):
             raise self._refusal(path, "has a state that is no dict of names")
+        state = {name: value for name, value in state.items() if name not in _GONE}
         built: nn.Module = cls.__new__(cls)
         nn.Module.__init__(built)
         clean = {name: self._attribute(cls, name, value, path, depth) for name, value in state.items()}
         for table in ("_parameters", "_buffers", "_modules"):
             clean.setdefault(table, {})
         built.__setstate__(clean)
+        _fill_newer(built)
         return built
 
     def _class(self, inert: Inert, path: str) -> Any:
-        name = inert.inert_name
+        name = inert.name
         if name in CLASSES:
             return CLASSES[name]
         if name in self.allowed:
@@ -124,13 +143,33 @@ class Rebuilder:
         if name in ("_parameters", "_buffers"):
             return self._tensors(name, value, where)
         if name.endswith(_HOOKS) or name == "_forward_hooks_always_called":
-            if value:
-                raise self._refusal(where, "is a hook, which would run code of the file")
-            return OrderedDict()
+            return self._hooks(name, value, where)
         shadowed = getattr(cls, name, None)
         if name.startswith("__") or callable(shadowed) or isinstance(shadowed, property):
             raise self._refusal(where, "takes the place of a method, so the file would change what the model does")
         return self.plain(value, where)
+
+    def _hooks(self, name: str, value: Any, where: str) -> OrderedDict[int, Any]:
+        """Return the hooks that torch's own pruning and normalisation leave behind; others run its code."""
+        if not value or "state_dict" in name:  # hooks on saving and loading have no part in a forward pass
+            return OrderedDict()
+        hooks = list(value.values()) if isinstance(value, Mapping) else [value]
+        if not all(isinstance(hook, Inert) and hook.name in HOOK_CLASSES for hook in hooks):
+            raise self._refusal(where, "is a hook, which would run code of the file")
+        return OrderedDict((number, self._hook(hook, where)) for number, hook in enumerate(hooks))
+
+    def _hook(self, inert: Inert, where: str) -> Any:
+        built: Any = object.__new__(HOOK_CLASSES[inert.name])
+        state = inert.state if isinstance(inert.state, dict) else {}
+        for key, value in state.items():
+            if key == "_pruning_methods" and isinstance(value, (tuple, list)):
+                methods = [item for item in value if isinstance(item, Inert) and item.name in HOOK_CLASSES]
+                vars(built)[key] = tuple(self._hook(method, where) for method in methods)
+            elif type(value) in _PLAIN:
+                vars(built)[str(key)] = value
+            else:
+                raise self._refusal(f"{where}.{key}", f"is a {type(value).__name__}, which no hook of torch keeps")
+        return built
 
     def _children(self, value: Any, path: str, depth: int) -> dict[str, nn.Module | None]:
         if not isinstance(value, Mapping):
@@ -158,12 +197,10 @@ class Rebuilder:
             raise self._refusal(where, "is nested too deeply")
         if isinstance(value, (*_PLAIN, Tensor)):
             return value
-        if isinstance(value, type) and issubclass(value, Inert):
-            if value.inert_name in FUNCTIONS:
-                return FUNCTIONS[value.inert_name]
-            raise self._refusal(
-                where, f"holds {value.inert_name}, a function or class that is not known to be harmless"
-            )
+        if isinstance(value, Global):
+            if value.name in FUNCTIONS:
+                return FUNCTIONS[value.name]
+            raise self._refusal(where, f"holds {value.name}, a function or class that is not known to be harmless")
         if isinstance(value, Inert):
             return self._object(value, where, depth)
         if id(value) in self._built:
@@ -178,7 +215,7 @@ class Rebuilder:
         return built
 
     def _object(self, inert: Inert, where: str, depth: int) -> Any:
-        name = inert.inert_name
+        name = inert.name
         if name in CLASSES:
             return self.module(inert, where, depth + 1)
         if name not in self.allowed:
@@ -187,15 +224,25 @@ class Rebuilder:
         if isinstance(cls, type) and issubclass(cls, nn.Module):
             return self.module(inert, where, depth + 1)
         if isinstance(cls, type) and issubclass(cls, enum.Enum):
-            return cls(*inert.inert_args)
+            return cls(*inert.args)
         built = cls.__new__(cls)
-        state = inert.inert_state if isinstance(inert.inert_state, dict) else {}
+        state = inert.state if isinstance(inert.state, dict) else {}
         for key, item in state.items():
             object.__setattr__(built, str(key), self.plain(item, f"{where}.{key}", depth + 1))
         return built
 
     def _refusal(self, where: str, what: str) -> TrustRequired:
         return TrustRequired(f"{self.source}: {where or 'the model'} {what}; nothing was run; do not load this file")
+
+
+def _fill_newer(module: nn.Module) -> None:
+    """Give a module saved by an older torch the attributes that its class has gained since, at their defaults."""
+    declared = {*getattr(type(module), "__constants__", ())}
+    for cls in type(module).__mro__:
+        declared |= set(inspect.get_annotations(cls))
+    for name, parameter in inspect.signature(type(module).__init__).parameters.items():
+        if name in declared and parameter.default is not parameter.empty and not hasattr(module, name):
+            setattr(module, name, parameter.default)
 
 
 def needs_class(source: str, name: str) -> str:
@@ -219,7 +266,7 @@ def state_of(inert: Inert) -> dict[str, Tensor]:
     met: set[tuple[int, str]] = set()
     while queue and len(met) < 1_000_000:
         node, prefix = queue.pop()
-        state = node.inert_state
+        state = node.state
         if (id(node), prefix) in met or not isinstance(state, dict) or prefix.count(".") > _MAX_DEPTH:
             continue
         met.add((id(node), prefix))
