@@ -13,7 +13,7 @@ _FIRST = 1e-4
 
 _SMALLEST = 1e-9
 LARGEST = 0.99
-_CLOSE = 0.97
+_CLOSE = 0.98
 """A drift within this share of the tolerance ends the search."""
 
 _MAX_STEPS = 40
@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 def largest_alpha(drift_of: Callable[[float], float], tolerance: float) -> Found:
-    """Return the largest slope below 1 with ``drift_of(slope) <= tolerance``, to about 3 %.
+    """Return the largest slope below 1 with ``drift_of(slope) <= tolerance``, to about 2 %.
 
     Drift grows with the slope, in proportion at first: each trial is where the line through the last ones meets the
     tolerance, and a halving where that does not narrow the bracket. PatchError where no slope stays within it.
@@ -45,13 +45,21 @@ def largest_alpha(drift_of: Callable[[float], float], tolerance: float) -> Found
                 break
         else:
             high, high_drift = alpha, drift
-        alpha = _next(low, low_drift, high, high_drift, tolerance)
+        alpha = _rounded_down(_next(low, low_drift, high, high_drift, tolerance))
+        if alpha <= low:
+            break
     if low == 0.0:
         raise PatchError(
             f"no slope keeps the outputs within {tolerance:.3g} of what they are (at {steps[-1][0]:.1g} they move by "
             f"{steps[-1][1]:.2g}); allow more with --tolerance, or change dead units alone with --only-dead"
         )
     return Found(low, tuple(steps))
+
+
+def _rounded_down(alpha: float) -> float:
+    """Keep three digits, for people to read, without going up."""
+    unit = 10.0 ** (math.floor(math.log10(alpha)) - 2)
+    return float(f"{math.floor(alpha / unit) * unit:.3g}")
 
 
 def _next(low: float, low_drift: float, high: float, high_drift: float, tolerance: float) -> float:

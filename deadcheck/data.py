@@ -271,6 +271,14 @@ def _cut(batch: Batch, samples: int) -> Batch:
     return Batch(args, kwargs, samples, labels)
 
 
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Divide a batch in two; the second half is the shorter one, and empty for a single sample."""
+    middle = (batch.samples + 1) // 2
+    args, kwargs = (_sliced(value, batch.samples, middle, batch.samples) for value in (batch.args, dict(batch.kwargs)))
+    labels = None if batch.labels is None else batch.labels[middle:]
+    return _cut(batch, middle), Batch(args, kwargs, batch.samples - middle, labels)
+
+
 class Unpacker:
     """Decides which parts of a batch are arguments of the model."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deadcheck.boundary import tensors_in
 from deadcheck.data import Batch
-from deadcheck.outcome import Drift
+from deadcheck.patch_result import Drift
 
 Forward = Callable[[Batch], Any]
 _ROUNDS = 9
@@ -117,7 +117,7 @@ def incoming(model: nn.Module, record: Any) -> Incoming | str:
     """Return where the weights that feed a site stand, or why that cannot be told."""
     signature, parameters = record.signature, dict(model.named_parameters(remove_duplicate=False))
     found = []
-    for name in signature.weights:
+    for name, *_ in signature.weights:
         parameter = parameters.get(name)
         if parameter is None:
             return "it is fed by something without weights"

@@ -1,10 +1,10 @@
 """The patch file: a plan as versioned YAML, for ``deadcheck.apply_patch`` and for people to read.
 
-    version: 1
-    replace: {with: leaky_relu, alpha: 0.01}
-    others: true
-    sites:
-    - {site: features.4, activation: relu, modules: [features.4]}
+version: 1
+replace: {with: leaky_relu, alpha: 0.01}
+others: true
+sites:
+- {site: features.4, activation: relu, modules: [features.4]}
 """
 
 from __future__ import annotations
@@ -82,8 +82,6 @@ def _calls_entry(calls: Calls) -> dict[str, Any]:
         entry["turns"] = list(calls.turns)
         entry["period"] = calls.period
     return entry
-
-
 
 
 def read_plan(path: Path) -> PatchPlan:

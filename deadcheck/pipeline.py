@@ -231,6 +231,11 @@ def forward_of(model: nn.Module, settings: ScanSettings) -> Callable[[Batch], An
     return forward
 
 
+def runnable(module: nn.Module) -> nn.Module:
+    """Return the module that a scan runs: the one inside wrappers, with weights where it was lazy."""
+    return _runnable(module)[0]
+
+
 CALLS_MODEL = _Run.through.__code__
 """The code that calls the model during a scan."""
 

@@ -86,8 +86,8 @@ class _SiteRecord:
     key: str = ""
 
 
-Watch = Callable[[Any, Tensor, Flow, int], None]
-"""Called at each activation with the record of its site, its input, the axes of that, and the number of the pass."""
+Watch = Callable[["Probe", Any, Tensor, Flow], None]
+"""Called at each activation with the probe, the record of the site, its input and the axes of that."""
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Probe:
         self._marks: dict[str, Place] = {}
         self._rules: dict[Any, tuple[str, Any, Any, Any]] = {}
         self._batch: _Batch | None = None
-        self._passes = 0
+        self.passes = 0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._thread = threading.get_ident()
@@ -173,7 +173,7 @@ class Probe:
     ) -> Iterator[None]:
         """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on."""
         self._batch = _Batch(samples)
-        self._passes += 1
+        self.passes += 1
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
@@ -190,6 +190,11 @@ class Probe:
     def failure(self) -> tuple[str, nn.Module]:
         """Path and module that ran when the forward pass raised; the model itself where it is not known."""
         return self._failure or ("", self.model)
+
+    @property
+    def place(self) -> Place | None:
+        """Where a program that is not made of Python modules stands in the pass that runs."""
+        return None if self._batch is None else self._batch.place
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
@@ -399,7 +404,7 @@ class Probe:
         with self.aside():
             record.counter.see_input(z, layout, rows)
             if self.watch is not None:
-                self.watch(record, z, flow, self._passes)
+                self.watch(self, record, z, flow)
         output = func(*args, **kwargs)
         with self.aside():
             record.counter.see_output(_first(output), layout, rows)

@@ -59,11 +59,11 @@ class Sightings:
         self._pass: dict[Step, list[Any]] = {}
         self._number = -1
 
-    def __call__(self, record: Any, z: Tensor, flow: Flow, number: int) -> None:
-        """Take in one call in forward pass ``number``."""
-        if number != self._number:
+    def __call__(self, probe: Any, record: Any, z: Tensor, flow: Flow) -> None:
+        """Take in one call of an activation."""
+        if probe.passes != self._number:
             self.finish()
-            self._number = number
+            self._number = probe.passes
         if id(record) not in self.layouts:
             self.records.append(record)
         layout = layout_of(flow.axes) if flow.axes is not None else None
@@ -136,7 +136,7 @@ def _apart(
     paths: dict[str, tuple[str, ...]] = {}
     for record in look(twin).records:
         signature = record.signature
-        weights = tuple(sorted(_at_origin(name, origin) for name in signature.weights))
+        weights = tuple(sorted(tuple(_at_origin(name, origin) for name in names) for names in signature.weights))
         key = keys.get(replace(signature, module=origin.get(signature.module, ""), weights=weights))
         if key is not None:
             paths[key] = (*paths.get(key, ()), signature.module)

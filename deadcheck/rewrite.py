@@ -46,15 +46,16 @@ def rewrite(model: nn.Module, plan: PatchPlan) -> Rewritten:
 
 
 def copied(model: nn.Module, *, share: bool = False) -> nn.Module:
-    """Return a copy of a model; ``share`` keeps the very parameters and copies all the rest.
+    """Return a copy of a model; with ``share`` its weights are the model's own memory.
 
     PatchError where its objects cannot be copied.
     """
     memo: dict[int, object] = {}
     for module in model.modules():
         for tensor in (*module._parameters.values(), *vars(module).values()):
-            if share and isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = tensor
+            if share and type(tensor) is nn.Parameter:
+                # A parameter of its own on the same memory, so that a gradient asked of it is not asked of the model's.
+                memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
             elif isinstance(tensor, Tensor) and not tensor.is_leaf:
                 # Weights computed by a hook, which deepcopy refuses; the hook computes them again.
                 memo[id(tensor)] = tensor.detach().clone()

@@ -159,9 +159,7 @@ class _Everywhere(TorchFunctionMode):
         return self.group.plain(call.input, call.inplace)
 
 
-def _located(
-    base: type[nn.Module], module: nn.Module, group: Group, path: str, args: Any, kwargs: Any
-) -> Any:
+def _located(base: type[nn.Module], module: nn.Module, group: Group, path: str, args: Any, kwargs: Any) -> Any:
     """Run a module's own forward with its calls caught; this frame tells whose code they stand in."""
     if group in _running.groups:
         return base.forward(module, *args, **kwargs)

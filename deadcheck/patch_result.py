@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis
+from deadcheck.errors import ExitCode
 from deadcheck.plan import PatchPlan, SiteChange
-from deadcheck.sites import Skipped
+from deadcheck.sites import ModelIdentity, Skipped
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PatchResult:
     """What a patch did."""
 
+    model: ModelIdentity
     plan: PatchPlan
     sites: tuple[SiteEffect, ...]
     skipped: tuple[Skipped, ...]
@@ -131,8 +133,16 @@ class Outcome:
     search: AlphaSearch | None = None
     advice: tuple[Advice, ...] = ()
     written: tuple[Written, ...] = ()
+    is_dry: bool = False
+    """Whether nothing was to be written."""
+
     warnings: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 when all that was meant was changed, 3 when something was left."""
+        return ExitCode.PASSED if self.is_complete else ExitCode.NOTHING_JUDGED
 
     @property
     def is_complete(self) -> bool:

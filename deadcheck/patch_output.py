@@ -1,0 +1,101 @@
+"""Writes a patched model, and checks that what lies on the disk is what was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deadcheck.boundary import tensors_in
+from deadcheck.errors import PatchError, UsageError
+from deadcheck.patch_result import Written
+from deadcheck.substitute import original_class
+from deadcheck.unit_slope import UnitSlope
+from deadcheck.writing import write_safely
+
+Answer = Callable[[nn.Module], Any]
+"""Runs a model on a sample of the data."""
+
+_WEIGHTS = (".safetensors", ".npz", ".h5")
+
+
+def check_kind(path: Path, model: nn.Module) -> None:
+    """Refuse an output that cannot hold this model, with what can."""
+    if path.suffix in _WEIGHTS:
+        raise UsageError(
+            f"{path}: holds weights alone, and a patch leaves those as they are; the patch file says the rest "
+            "(name it with --patch-file)"
+        )
+    foreign = sorted({_name(cls) for cls in map(original_class, model.modules()) if not _is_importable(cls)})
+    if foreign:
+        raise UsageError(
+            f"{path}: a whole model names the class {foreign[0]}, which stands in a script and cannot be found again "
+            "by whoever loads it; write the patch file alone (--patch-file) and apply it with deadcheck.apply_patch"
+        )
+
+
+def write_module(path: Path, model: nn.Module, answer: Answer | None) -> Written:
+    """Save a whole module; PatchError where what was saved is not what was made."""
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(model, temporary)
+            loaded = torch.load(temporary, map_location="cpu", weights_only=False)  # our own file, of a moment ago
+        except OSError:
+            raise
+        except Exception as error:  # the model's own objects are pickled, and may raise anything
+            reason = (str(error).splitlines() or [""])[0]
+            raise PatchError(
+                f"{path}: the model cannot be saved whole ({type(error).__name__}: {reason}); use the patch file alone"
+            ) from error
+        _compare(path, model, loaded, answer)
+
+    write_safely(path, write)
+    return Written(str(path), "the patched model, whole", needs_of(model))
+
+
+def write_text(path: Path, text: str, what: str) -> Written:
+    """Write a text file."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_safely(path, write)
+    return Written(str(path), what)
+
+
+def needs_of(model: nn.Module) -> str | None:
+    """Return what loading the whole model takes besides torch; None for torch alone."""
+    classes = {original_class(module) for module in model.modules()}
+    own = sorted(_name(cls) for cls in classes if not cls.__module__.startswith(("torch.nn.", "deadcheck.")))
+    caught = any(original_class(m) is not type(m) or isinstance(m, UnitSlope) for m in model.modules())
+    parts = [f"the class {own[0]}" + (f" and {len(own) - 1} more" if len(own) > 1 else "")] if own else []
+    parts += ["deadcheck, which catches the calls or single units that no module of torch can"] if caught else []
+    return ", and ".join(parts) or None
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _is_importable(cls: type) -> bool:
+    return cls.__module__ != "__main__" and not cls.__module__.startswith("_deadcheck_") and "<" not in cls.__qualname__
+
+
+def _compare(path: Path, model: nn.Module, loaded: nn.Module, answer: Answer | None) -> None:
+    made, read = model.state_dict(), loaded.state_dict()
+    same = made.keys() == read.keys() and all(
+        not isinstance(made[name], Tensor) or _equal(made[name].cpu(), read[name]) for name in made
+    )
+    if same and answer is not None:
+        pairs = zip(tensors_in(answer(model)), tensors_in(answer(loaded)), strict=True)
+        same = all(_equal(old.cpu(), new.cpu()) for (_, old), (_, new) in pairs)
+    if not same:
+        raise PatchError(f"{path}: what was saved does not load as what was made; use the patch file alone")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0.0, atol=0.0, equal_nan=True).all())

@@ -1,0 +1,337 @@
+"""The verb of patching: plans a change to a model, makes it, and measures what it did."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deadcheck import effect, pipeline
+from deadcheck.advice import advise
+from deadcheck.alpha_search import largest_alpha
+from deadcheck.before_after import Pairing
+from deadcheck.config import Config
+from deadcheck.data import Batch, halves
+from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
+from deadcheck.errors import NothingMeasured, UsageError
+from deadcheck.formats import LoadedModel
+from deadcheck.patch_result import AlphaSearch, Drift, GradientReach, PatchResult, SiteEffect
+from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.preserve import eval_mode, preserved
+from deadcheck.probe import Probe
+from deadcheck.reach import Sightings
+from deadcheck.remedies.base import Choice, Planned
+from deadcheck.remedies.slope import plan_slopes, plan_without_data, with_alpha
+from deadcheck.rewrite import Rewritten, copied, rewrite
+from deadcheck.site_check import fault_of
+from deadcheck.sites import Family, Skipped
+from deadcheck.stand_ins import ceiling_of
+from deadcheck.unit_slope import stand_in
+
+_SEARCH_SAMPLES = 1024
+_GRADIENT_SAMPLES = 512
+
+
+class Study:
+    """One model on one set of data, before and after a change; each part is measured when it is asked for."""
+
+    def __init__(
+        self, loaded: LoadedModel, config: Config, *, progress: pipeline.Progress | None = None, has_data: bool = True
+    ) -> None:
+        self.loaded = loaded
+        self.config = config
+        self.progress = progress
+        self.has_data = has_data
+        self.model = pipeline.runnable(loaded.module)
+        self.sightings = Sightings(pipeline.CALLS_MODEL)
+
+    @cached_property
+    def before(self) -> Diagnosis:
+        """What the model is."""
+        return self._diagnose(self.model, self.sightings)
+
+    def after(self, patched: nn.Module) -> tuple[Diagnosis, Sightings]:
+        """Return what the patched model is."""
+        sightings = Sightings(pipeline.CALLS_MODEL)
+        return self._diagnose(patched, sightings), sightings
+
+    def look(self, model: nn.Module) -> Sightings:
+        """Watch another model on the data."""
+        return self.after(model)[1]
+
+    def _diagnose(self, model: nn.Module, sightings: Sightings) -> Diagnosis:
+        loaded = replace(self.loaded, module=model)
+        measurement = pipeline.measure(loaded, self._open(), self.config.scan, self.progress, watch=sightings)
+        sightings.finish()
+        return diagnose(measurement, self.config.thresholds)
+
+    def _open(self) -> Any:
+        return pipeline.open_data(self.config.scan.data, self.config.scan, self.loaded)
+
+    def batches(self, samples: int | None = None) -> Iterator[Batch]:
+        """Yield the data's batches, up to some number of samples."""
+        done = 0
+        for batch in self._open():
+            if not batch.samples:
+                continue
+            yield batch
+            done += batch.samples
+            if samples is not None and done >= samples:
+                return
+
+    @contextmanager
+    def running(self, *models: nn.Module) -> Iterator[list[effect.Forward]]:
+        """Have models run as in a scan, and left as they were; gives the function that runs each."""
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(preserved(model))
+                stack.enter_context(eval_mode(model))
+            yield [pipeline.forward_of(model, self.config.scan) for model in models]
+
+    def drift(self, patched: nn.Module, batches: Sequence[Batch] | None = None) -> Drift:
+        """Return how far the outputs moved."""
+        with self.running(self.model, patched) as (old, new):
+            return effect.drift(old, new, self.batches() if batches is None else batches, self.config.scan.seed)
+
+    def gradients(self, patched: nn.Module) -> dict[str, GradientReach | str]:
+        """Return by site the gradients that reach its units before and after, or why they are not told."""
+        where = {record.key: effect.incoming(self.model, record) for record in self.sightings.records}
+        known = {key: item for key, item in where.items() if isinstance(item, effect.Incoming)}
+        found = []
+        for model in (self.model, patched):
+            with self.running(twin := copied(model, share=True)) as (forward,):
+                batches = self.batches(_GRADIENT_SAMPLES)
+                found.append(effect.gradients(twin, forward, batches, known, self.config.scan.seed))
+        return {key: _gradient(self.before.site(key), item, found) for key, item in where.items()}
+
+    def stale_units(self) -> int | None:
+        """Count dead units that fire once batch norms use the batch's own statistics; None without batch norms."""
+        twin = copied(self.model, share=True)
+        norms = [module for module in twin.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        if not norms or not self.before.dead:
+            return None
+        with self.running(twin) as (forward,), Probe(twin, unit_axes=self.config.scan.units) as probe:
+            for module in norms:
+                module.training = True
+            done = 0
+            for batch in self.batches():
+                if batch.samples > 1:  # a batch of one has no statistics
+                    with probe.batch(batch.args, batch.kwargs, samples=batch.samples, first_sample=done):
+                        forward(batch)
+                    done += batch.samples
+            fired = {stats.site.key: stats.fired for stats in probe.stats()}
+        return sum(_revived(site, fired.get(site.key)) for site in self.before)
+
+
+def _gradient(
+    site: SiteDiagnosis, where: effect.Incoming | str, found: Sequence[Mapping[str, npt.NDArray[np.float64]] | str]
+) -> GradientReach | str:
+    reasons = [reason for reason in (where, *found) if isinstance(reason, str)]
+    if reasons:
+        return reasons[0]
+    old, new = (gradients[site.key] for gradients in found if not isinstance(gradients, str))
+    dead = np.zeros(site.units, bool)
+    for first, last in site.ranges(Verdict.DEAD):
+        dead[first : last + 1] = True
+    return GradientReach(
+        units=site.units,
+        without_before=int((old == 0).sum()),
+        without_after=int((new == 0).sum()),
+        dead_mean_before=float(old[dead].mean()) if dead.any() else None,
+        dead_mean_after=float(new[dead].mean()) if dead.any() else None,
+    )
+
+
+def _revived(site: SiteDiagnosis, fired: npt.NDArray[np.int64] | None) -> int:
+    if fired is None:
+        return 0
+    return sum(int((fired[first : last + 1] > 0).sum()) for first, last in site.ranges(Verdict.DEAD))
+
+
+@dataclass(frozen=True)
+class Patched:
+    """A patched copy of a model, and what was planned for it."""
+
+    model: nn.Module
+    plan: PatchPlan
+    skipped: tuple[Skipped, ...]
+    search: AlphaSearch | None = None
+
+
+def make(study: Study, choice: Choice, *, tolerance: float | None = None, plan: PatchPlan | None = None) -> Patched:
+    """Plan a change (or take a given plan) and make it in a copy that shares the model's weights.
+
+    With a tolerance the largest slope is chosen whose drift stays within it. NothingMeasured where there is nothing
+    to change.
+    """
+    if plan is not None:
+        planned = Planned(plan, ())
+        if study.has_data:
+            assert study.before is not None  # measured, so that sites can be shown before and after
+    elif study.has_data:
+        planned = plan_slopes(study.model, study.before, study.sightings, choice, study.look)
+    else:
+        planned = plan_without_data(study.model, choice)
+    if not planned.plan.sites:
+        raise NothingMeasured(_nothing(study, choice, planned.skipped))
+    search = None if tolerance is None else find_alpha(study, planned.plan, tolerance)
+    done = with_alpha(planned.plan, search.alpha) if search is not None else planned.plan
+    result: Rewritten = rewrite(copied(study.model, share=True), done)
+    return Patched(result.model, done, (*planned.skipped, *result.skipped), search)
+
+
+def _nothing(study: Study, choice: Choice, skipped: Sequence[Skipped]) -> str:
+    if skipped:
+        first = skipped[0]
+        return f"nothing can be changed: {first.where}: {first.reason}; nothing was written"
+    if choice.only_dead and study.has_data:
+        silent = study.before.silent
+        more = f" ({silent:,} never fired, but the samples are too few to call them dead)" if silent else ""
+        return f"no unit is dead on this data{more}, so there is nothing to change; nothing was written"
+    wanted = " that the options choose" if not choice.is_everything else ""
+    return f"the model has no ReLU{wanted}, so there is nothing to change; nothing was written"
+
+
+def find_alpha(study: Study, plan: PatchPlan, tolerance: float) -> AlphaSearch:
+    """Choose the largest slope whose drift on the sample stays within the tolerance, and try it on other samples.
+
+    Where there are no others, a slope is found without every second sample and tried on those.
+    """
+    if not study.has_data:
+        raise UsageError("--alpha auto needs data, to see how far the outputs move; add --data, or give a number")
+    batches = list(study.batches(2 * _SEARCH_SAMPLES))
+    kept, others = _split(batches, _SEARCH_SAMPLES)
+
+    def drift_of(chosen: Sequence[Batch]) -> Callable[[float], float]:
+        def trial(alpha: float) -> float:
+            patched = rewrite(copied(study.model, share=True), with_alpha(plan, alpha)).model
+            drift = study.drift(patched, chosen)
+            return math.inf if drift.nonfinite else drift.relative
+
+        return trial
+
+    found = largest_alpha(drift_of(kept), tolerance)
+    alpha = found.alpha
+    if not others:
+        pairs = [halves(batch) for batch in kept]
+        kept_half, others = [a for a, _ in pairs], [b for _, b in pairs if b.samples]
+        alpha = largest_alpha(drift_of(kept_half), tolerance).alpha if others else alpha
+    return AlphaSearch(
+        tolerance=tolerance,
+        steps=found.steps,
+        alpha=found.alpha,
+        samples=sum(batch.samples for batch in kept),
+        verified_samples=sum(batch.samples for batch in others),
+        verified_drift=drift_of(others)(alpha) if others else None,
+    )
+
+
+def _split(batches: Sequence[Batch], samples: int) -> tuple[list[Batch], list[Batch]]:
+    kept: list[Batch] = []
+    for i, batch in enumerate(batches):
+        if sum(b.samples for b in kept) >= samples:
+            return kept, list(batches[i:])
+        kept.append(batch)
+    return kept, []
+
+
+def examine(study: Study, patched: Patched) -> PatchResult:
+    """Check what was made, and measure what it did."""
+    started = time.perf_counter()
+    if not study.has_data:
+        sites = tuple(_effect(study, patched, change, None, None) for change in patched.plan.sites)
+        seconds = time.perf_counter() - started
+        return PatchResult(study.loaded.identity, patched.plan, sites, patched.skipped, seconds=seconds)
+    after, sightings = study.after(patched.model)
+    pairing = Pairing(study.model, study.sightings, sightings, patched.plan)
+    gradients = study.gradients(patched.model)
+    drift = study.drift(patched.model)
+    sites = tuple(
+        _effect(study, patched, change, pairing.after(change, after), gradients.get(change.site))
+        for change in patched.plan.sites
+    )
+    skipped = (*patched.skipped, *pairing.still_there(patched.skipped))
+    advice = advise(patched.plan, study.before, drift, patched.search, stale=study.stale_units())
+    told = {change.site for change in patched.plan.sites} | {item.where for item in skipped}
+    return PatchResult(
+        model=study.loaded.identity,
+        plan=patched.plan,
+        sites=sites,
+        left=tuple(_left(study.before, told)),
+        skipped=tuple({(item.where, item.reason): item for item in skipped}.values()),
+        before=study.before,
+        after=after,
+        drift=drift,
+        search=patched.search,
+        advice=tuple(advice),
+        warnings=tuple(_notes(study.before, drift)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _notes(diagnosis: Diagnosis, drift: Drift) -> Iterator[str]:
+    """Yield the warnings of the scan; that labels did not go to the model is no news where they were used."""
+    for warning in diagnosis.measurement.warnings:
+        if drift.right_before is None or "did not go to the model" not in warning:
+            yield warning
+
+
+def _left(diagnosis: Diagnosis, told: Container[str]) -> Iterator[Skipped]:
+    """Yield the ReLUs that were not to change."""
+    for site in diagnosis:
+        where = site.stats.site
+        if where.family is Family.CLIPPED and site.key not in told:
+            yield Skipped(where.activation, site.key, "with a ceiling (--clipped changes these too)")
+        elif where.family is Family.RECTIFIER and site.key not in told:
+            yield Skipped(where.activation, site.key, "not chosen")
+
+
+def _effect(
+    study: Study,
+    patched: Patched,
+    change: SiteChange,
+    after: SiteDiagnosis | None,
+    gradient: GradientReach | str | None,
+) -> SiteEffect:
+    before = next((site for site in study.before if site.key == change.site), None) if study.has_data else None
+    return SiteEffect(
+        change=change,
+        stand_in=str(patched.plan.for_site(change)),
+        fault=_fault(study, patched, change),
+        before=before,
+        after=after,
+        gradient=gradient if isinstance(gradient, GradientReach) else None,
+        gradient_reason=gradient if isinstance(gradient, str) else None if gradient else "it did not run",
+    )
+
+
+def _fault(study: Study, patched: Patched, change: SiteChange) -> str | None:
+    """Return what the function at a site does wrong."""
+    replacement = patched.plan.for_site(change)
+    floats = (t for t in patched.model.parameters() if t.is_floating_point())
+    like = next(floats, torch.zeros(1))
+    ceiling = math.inf
+    if change.modules:
+        module = patched.model.get_submodule(change.modules[0])
+        held = ceiling_of(study.model.get_submodule(change.modules[0]))
+        ceiling = math.inf if held is None else held
+        function = (module.get_submodule("activation") if held is None else module).forward
+    else:
+        site = next((r for r in study.sightings.records if r.key == change.site), None)
+        ceiling = math.inf if site is None else site.activation.high
+        made = stand_in(replacement, ceiling=None if ceiling == math.inf else ceiling, units=change.units)
+
+        def function(x: torch.Tensor) -> torch.Tensor:
+            return made(x, False)
+
+    return fault_of(function, change, replacement, ceiling=ceiling, like=like)
