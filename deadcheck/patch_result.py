@@ -113,6 +113,37 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Response:
+    """What an activation gives at one input."""
+
+    x: float
+    output: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ReLU beside what stands in for it, as measured on one model."""
+
+    result: PatchResult
+    relu: tuple[Response, ...]
+    """At inputs below and above 0."""
+
+    stand_in: tuple[Response, ...]
+    seconds_before: float = field(default=0.0, compare=False)
+    """Median time of one pass over the first batch."""
+
+    seconds_after: float = field(default=0.0, compare=False)
+    batch: int = 0
+    """Samples of that batch."""
+
+    @property
+    def units_with_gradient_told(self) -> int:
+        """Units of the sites whose gradient is known."""
+        return sum(site.gradient.units for site in self.result.sites if site.gradient is not None)
+
+
+@dataclass(frozen=True)
 class PatchResult:
     """What a patch did."""
 

@@ -25,15 +25,15 @@ from deadcheck.data import Batch, halves
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
 from deadcheck.errors import NothingMeasured, UsageError
 from deadcheck.formats import LoadedModel
-from deadcheck.patch_result import AlphaSearch, Drift, GradientReach, PatchResult, SiteEffect
-from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.patch_result import AlphaSearch, Comparison, Drift, GradientReach, PatchResult, SiteEffect
+from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
 from deadcheck.reach import Sightings
 from deadcheck.remedies.base import Choice, Planned
 from deadcheck.remedies.slope import plan_slopes, plan_without_data, with_alpha
 from deadcheck.rewrite import Rewritten, copied, rewrite
-from deadcheck.site_check import fault_of
+from deadcheck.site_check import fault_of, responses
 from deadcheck.sites import Family, Skipped
 from deadcheck.stand_ins import ceiling_of
 from deadcheck.unit_slope import stand_in
@@ -97,6 +97,12 @@ class Study:
                 stack.enter_context(preserved(model))
                 stack.enter_context(eval_mode(model))
             yield [pipeline.forward_of(model, self.config.scan) for model in models]
+
+    def answer(self, model: nn.Module) -> Any:
+        """Return what a model gives for the first batch."""
+        with self.running(model) as (forward,), torch.no_grad():
+            torch.manual_seed(self.config.scan.seed)
+            return forward(next(self.batches()))
 
     def drift(self, patched: nn.Module, batches: Sequence[Batch] | None = None) -> Drift:
         """Return how far the outputs moved."""
@@ -315,11 +321,35 @@ def _effect(
     )
 
 
+def compare(study: Study, patched: Patched) -> Comparison:
+    """Return ReLU beside what stands in for it: what a patch does, the functions themselves, and their time."""
+    if not study.has_data:
+        raise UsageError("a comparison is measured on data; add --data FILE, or put NAME.sample.npz beside the model")
+    result = examine(study, patched)
+    batch = next(study.batches())
+    with study.running(study.model, patched.model) as forwards:
+        before, after = effect.seconds_of(forwards, batch)
+    like = _like(patched.model)
+    return Comparison(
+        result=result,
+        relu=responses(torch.relu, like),
+        stand_in=responses(_function(patched.plan.replacement), like),
+        seconds_before=before,
+        seconds_after=after,
+        batch=batch.samples,
+    )
+
+
+def _function(replacement: Replacement) -> Callable[[torch.Tensor], torch.Tensor]:
+    like = Replacement(Kind.LEAKY, replacement.alpha) if replacement.kind is Kind.PRELU else replacement
+    made = stand_in(like)
+    return lambda x: made(x, False)
+
+
 def _fault(study: Study, patched: Patched, change: SiteChange) -> str | None:
     """Return what the function at a site does wrong."""
     replacement = patched.plan.for_site(change)
-    floats = (t for t in patched.model.parameters() if t.is_floating_point())
-    like = next(floats, torch.zeros(1))
+    like = _like(patched.model)
     ceiling = math.inf
     if change.modules:
         module = patched.model.get_submodule(change.modules[0])
@@ -335,3 +365,8 @@ def _fault(study: Study, patched: Patched, change: SiteChange) -> str | None:
             return made(x, False)
 
     return fault_of(function, change, replacement, ceiling=ceiling, like=like)
+
+
+def _like(model: nn.Module) -> torch.Tensor:
+    """Return a tensor of the device and type of a model's weights."""
+    return next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(1))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deadcheck.patch_result import Response
 from deadcheck.plan import Kind, Replacement, SiteChange, Units
 from deadcheck.unit_slope import UnitMask
 
@@ -46,6 +47,16 @@ def fault_of(
                 if worst is not None:
                     return f"its {name} at {point:g} is {worst:g} and should be {right:g}"
     return None
+
+
+def responses(function: Function, like: Tensor) -> tuple[Response, ...]:
+    """Return what an activation gives at -1, 0 and 1, and its slopes there."""
+    x = torch.tensor([-1.0, 0.0, 1.0], dtype=like.dtype, device=like.device, requires_grad=True)
+    with torch.enable_grad():
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    rows = zip(x.tolist(), y.tolist(), slope.tolist(), strict=True)
+    return tuple(Response(point, output, rise) for point, output, rise in rows)
 
 
 def _worst(got: Tensor, right: float, tolerance: float, like: Tensor) -> float | None:

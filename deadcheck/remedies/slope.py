@@ -66,7 +66,7 @@ def plan_without_data(model: nn.Module, choice: Choice) -> Planned:
     """Plan from the tree of modules alone; what dead units are, and which functions are called, cannot be known."""
     if choice.only_dead or choice.min_dead_share:
         raise NothingMeasured("which units are dead is known from data alone; add --data, or --dead-from REPORT.json")
-    changes = [change for change in _tree(model, choice) if _matches(change.site, change.modules, choice.layers)]
+    changes = [change for change in _tree(model, choice) if matches(change.site, change.modules, choice.layers)]
     skipped = [Skipped("relu", name, reason) for name, m in model.named_modules() if (reason := is_out_of_reach(m))]
     return Planned(_plan(changes, choice), tuple(skipped))
 
@@ -87,12 +87,13 @@ def with_alpha(plan: PatchPlan, alpha: float) -> PatchPlan:
 def _is_wanted(site: SiteDiagnosis, choice: Choice) -> bool:
     where = site.stats.site
     families = (Family.RECTIFIER, Family.CLIPPED) if choice.clipped else (Family.RECTIFIER,)
-    if where.family not in families or not _matches(site.key, (where.module, *where.aliases), choice.layers):
+    if where.family not in families or not matches(site.key, (where.module, *where.aliases), choice.layers):
         return False
     return _dead_share(site, choice) >= choice.min_dead_share
 
 
-def _matches(key: str, paths: Iterable[str], patterns: tuple[str, ...]) -> bool:
+def matches(key: str, paths: Iterable[str], patterns: tuple[str, ...]) -> bool:
+    """Tell whether patterns choose a site, by its key or a path of its module; those with ``!`` take it out again."""
     names = (key, *paths)
     wanted = [p for p in patterns if not p.startswith("!")]
     unwanted = [p[1:] for p in patterns if p.startswith("!")]
@@ -164,7 +165,7 @@ def _tree(model: nn.Module, choice: Choice) -> Iterator[SiteChange]:
 def _never_ran(model: nn.Module, diagnosis: Diagnosis, choice: Choice) -> Iterator[SiteChange]:
     ran = {site.stats.site.module for site in diagnosis}
     for change in _tree(model, choice):
-        if change.modules[0] not in ran and _matches(change.site, change.modules, choice.layers):
+        if change.modules[0] not in ran and matches(change.site, change.modules, choice.layers):
             yield change
 
 

@@ -1,0 +1,120 @@
+"""One patch of a saved model: reads it, changes a copy, measures what that did, and writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deadcheck import pipeline
+from deadcheck.config import Config
+from deadcheck.data import sample_beside
+from deadcheck.errors import PatchError
+from deadcheck.formats import LoadedModel, LoadOptions, open_model
+from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
+from deadcheck.patch_output import check_kind, write_module, write_text
+from deadcheck.patch_result import PatchResult, Written
+from deadcheck.patching import Patched, Study, examine, make
+from deadcheck.plan import PatchPlan
+from deadcheck.remedies.base import Choice
+from deadcheck.rewrite import copied, rewrite
+from deadcheck.writing import check_target
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """What the user asked for."""
+
+    choice: Choice = field(default_factory=Choice)
+    tolerance: float | None = None
+    """Choose the largest slope that moves the outputs by this much at most."""
+
+    from_file: Path | None = None
+    """Take the plan from a patch file."""
+
+    output: Path | None = None
+    patch_file: Path | None = None
+    """None for the default beside the output; none is written where the plan came from one."""
+
+    force: bool = False
+    dry_run: bool = False
+
+
+def apply_patch(model: nn.Module, patch: str | Path | PatchPlan, *, inplace: bool = False) -> nn.Module:
+    """Return a model in which a patch was applied: ReLUs let ``alpha * x`` through for negative x, with its gradient.
+
+    ``patch`` is a patch file or a plan. The model given is left as it is, and a copy is changed, unless ``inplace``;
+    names of parameters and buffers stay the same (``prelu`` alone adds its learnt slopes). Apply it before the
+    optimiser is made, and before ``DataParallel`` and the like. PatchError where the model is not one that the patch
+    was made for, or something in it cannot be reached.
+    """
+    plan = patch if isinstance(patch, PatchPlan) else read_plan(Path(patch))
+    done = rewrite(model if inplace else copied(model), plan)
+    if done.skipped:
+        first = done.skipped[0]
+        raise PatchError(f"{first.where}: the {first.what} cannot be changed: {first.reason}")
+    return done.model
+
+
+def patch_file_for(options: PatchOptions) -> Path | None:
+    """Return where the patch file goes: as asked, else beside the output, else into the working directory."""
+    if options.patch_file is not None or options.from_file is not None:
+        return options.patch_file
+    return Path(FILE_NAME) if options.output is None else options.output.with_suffix(".patch.yaml")
+
+
+def run(
+    path: Path, load: LoadOptions, config: Config, options: PatchOptions, progress: pipeline.Progress | None = None
+) -> PatchResult:
+    """Patch a saved model as the command line does.
+
+    UsageError before any work where an output cannot or must not be written; NothingMeasured where there is nothing
+    to change; PatchError, and nothing written, where a site does not do what it should.
+    """
+    text_target = patch_file_for(options)
+    for target in (options.output, text_target):
+        if target is not None and not options.dry_run:
+            check_target(target, force=options.force, source=path)
+    plan = None if options.from_file is None else read_plan(options.from_file)
+    loaded = open_model(path, load)
+    loaded.module.to(torch.device(config.scan.device))
+    study = Study(loaded, config, progress=progress, has_data=_has_data(loaded, config))
+    if options.output is not None:
+        check_kind(options.output, study.model)
+    patched = make(study, options.choice, tolerance=options.tolerance, plan=plan)
+    result = examine(study, patched)
+    wrong = [site for site in result.sites if site.fault is not None]
+    if wrong:
+        raise PatchError(f"{wrong[0].change.site}: {wrong[0].fault}; nothing was written; please report this")
+    if options.dry_run:
+        return replace(result, is_dry=True)
+    return replace(result, written=tuple(_write(study, patched, options.output, text_target)))
+
+
+def _has_data(loaded: LoadedModel, config: Config) -> bool:
+    path = loaded.identity.path
+    return config.scan.data is not None or (path is not None and sample_beside(Path(path)) is not None)
+
+
+def _write(study: Study, patched: Patched, output: Path | None, text_target: Path | None) -> list[Written]:
+    written = []
+    if output is not None:
+        written.append(write_module(output, patched.model, study.answer if study.has_data else None))
+    if text_target is not None:
+        plan = replace(patched.plan, model=_described(study.loaded))
+        written.append(write_text(text_target, dump_plan(plan), "the patch file, for deadcheck.apply_patch"))
+    return written
+
+
+def _described(loaded: LoadedModel) -> dict[str, str]:
+    identity = loaded.identity
+    told: dict[str, Any] = {
+        "path": None if identity.path is None else Path(identity.path).name,
+        "format": identity.format,
+        "sha256": identity.sha256,
+        "arch": identity.arch,
+    }
+    return {name: str(value) for name, value in told.items() if value is not None}
