@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -233,11 +235,16 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
 
 def read_member(path: Path, member: Member) -> bytes:
     """Return the bytes of a small member."""
-    if member.size > MAX_PICKLE:
-        raise ModelFileError(f"{path}: {member.name} takes {member.size} bytes, which no model needs; not read")
     with path.open("rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
+        return member_bytes(file, str(path), member)
+
+
+def member_bytes(file: BinaryIO, source: str, member: Member, *, limit: int = MAX_PICKLE) -> bytes:
+    """Return the bytes of a member of an open zip."""
+    if member.size > limit:
+        raise ModelFileError(f"{source}: {member.name} takes {member.size} bytes, which no model needs; not read")
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _zip_kind(path: Path) -> str:
@@ -284,3 +291,36 @@ def is_denied(name: str) -> bool:
         return True
     root = parts[0]
     return name in _DENIED_NAMES or (root in ("builtins", "__builtin__") and bool(set(parts[1:]) & _DENIED_BUILTINS))
+
+
+_PLAIN = re.compile(
+    r"torch\.(u?int\d+|float\d+\w*|bfloat16|complex\d+|bool|[A-Z][A-Za-z0-9]*Storage|Size|device|Tensor|per_\w+"
+    r"|q?u?int\d+x?\d*|contiguous_format|preserve_format|channels_last(_3d)?|strided|sparse_\w+)"
+    r"|torch\.storage\.(Untyped|Typed)Storage|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter"
+    r"|parameter_with_state|qtensor|sparse_tensor|sparse_csr_tensor)|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\.nn\.parameter\.(Parameter|Buffer)|torch\.serialization\._get_layout"
+    r"|collections\.(OrderedDict|defaultdict|Counter)|builtins\.(dict|set|frozenset|complex|int|float|list|tuple)"
+    r"|_codecs\.encode"
+)
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a global only makes a tensor, a container or a number."""
+    return _PLAIN.fullmatch(name) is not None
+
+
+def pickles_in(data: bytes, source: str) -> list[pickles.Pickled]:
+    """Read the pickles of a torch file, making nothing: one in a zip; up to five in a row before torch 1.6."""
+    if not data.startswith(b"PK"):
+        found = [pickles.read(data, source)]
+        while found[0].root == LEGACY_MAGIC and len(found) < 5:
+            found.append(pickles.read(data, source, found[-1].stop))
+        return found
+    members = {member.inner: member for member in members_of(BytesIO(data), source)}
+    if "data.pkl" not in members:
+        raise ModelFileError(f"{source}: a zip, but not one that torch.save writes; save it again")
+    return [pickles.read(member_bytes(BytesIO(data), source, members["data.pkl"]), source)]
+
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+"""First pickle of a torch file before torch 1.6."""

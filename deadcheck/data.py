@@ -65,7 +65,7 @@ class Batches:
 
     source: str
     raw: Iterable[Any]
-    unpacker: Unpacker
+    unpacker: Unpacker | _Ready
     total: int | None = None
     """Samples to come, where that is known."""
 
@@ -74,6 +74,9 @@ class Batches:
     synthetic: bool = False
     warnings: list[str] = field(default_factory=list)
     """Grows while batches are read."""
+
+    as_one: bool = False
+    """Whether each batch is one sample, to be run as it is."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches until the data or the limit ends; DataError where the data raises."""
@@ -101,7 +104,7 @@ class Batches:
                 ) from error
             batch = self.unpacker.batch(item, self.warnings)
             if self.limit is not None and done + batch.samples > self.limit:
-                batch = _cut(batch, self.limit - done)
+                batch = _part(batch, slice(self.limit - done), self.limit - done)
             done += batch.samples
             yield batch
         self._say_unsized(done)
@@ -123,6 +126,23 @@ def sample_beside(model_path: Path) -> Path | None:
     """Return the sample that lies beside a model (``NAME.sample.npz|pt|safetensors|npy``), or None."""
     stem = model_path.name if model_path.is_dir() else model_path.stem
     return next((p for suffix in _SUFFIXES if (p := model_path.with_name(stem + suffix)).is_file()), None)
+
+
+class _Ready:
+    """Hands on arguments that need no unpacking."""
+
+    def batch(self, item: Any, warnings: list[str]) -> Batch:
+        args, kwargs = item
+        return Batch(tuple(args), dict(kwargs), 1)
+
+
+def example_in(program: str, arguments: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Batches:
+    """Return the arguments that a program was exported with, as one sample: which axis counts more is not known."""
+    note = (
+        "no data was given, so the example inputs in the program were run, as one sample; often they are random "
+        "numbers (--data gives a real sample)"
+    )
+    return Batches(f"{program}: example inputs", [arguments], _Ready(), 1, synthetic=True, warnings=[note], as_one=True)
 
 
 def open_data(source: object, options: DataOptions, *, forward: Callable[..., Any] | None = None) -> Batches:
@@ -225,7 +245,7 @@ def _array_batches(data: Any, source: str, size: int) -> tuple[int, Iterable[Any
         shapes = ", ".join(f"{name or 'data'} {tuple(v.shape)}" for name, v in _leaves(data) if hasattr(v, "shape"))
         raise DataError(f"the arrays in {source} differ in length along their first axis ({shapes}); make them agree")
     total = lengths.pop()
-    return total, (_sliced(data, total, start, min(start + size, total)) for start in range(0, total, size))
+    return total, (_picked(data, total, slice(start, start + size)) for start in range(0, total, size))
 
 
 def _dataset_batches(data: Any, size: int) -> tuple[int, Iterable[Any]]:
@@ -249,34 +269,71 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _sliced(value: Any, total: int, start: int, stop: int) -> Any:
-    """Cut everything whose first axis counts the samples."""
+def _picked(value: Any, total: int, index: slice | list[int]) -> Any:
+    """Pick samples from everything whose first axis counts them."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return value[start:stop] if value.ndim and value.shape[0] == total else value
+        return value[index] if value.ndim and value.shape[0] == total else value
     if isinstance(value, Mapping):
-        return {key: _sliced(item, total, start, stop) for key, item in value.items()}
+        return {key: _picked(item, total, index) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_sliced(item, total, start, stop) for item in value))
+        return type(value)(*(_picked(item, total, index) for item in value))
     if isinstance(value, (list, tuple)):
         if len(value) == total and not any(isinstance(item, (Tensor, np.ndarray)) for item in value):
-            return value[start:stop]
-        return type(value)(_sliced(item, total, start, stop) for item in value)
+            return value[index] if isinstance(index, slice) else type(value)(value[i] for i in index)
+        return type(value)(_picked(item, total, index) for item in value)
     return value
 
 
-def _cut(batch: Batch, samples: int) -> Batch:
-    """Keep the first samples of a batch."""
-    labels = None if batch.labels is None else batch.labels[:samples]
-    args, kwargs = (_sliced(value, batch.samples, 0, samples) for value in (batch.args, dict(batch.kwargs)))
-    return Batch(args, kwargs, samples, labels)
+def _part(batch: Batch, index: slice | list[int], samples: int) -> Batch:
+    """Pick samples of a batch."""
+    args, kwargs = (_picked(part, batch.samples, index) for part in (batch.args, dict(batch.kwargs)))
+    return Batch(args, kwargs, samples, None if batch.labels is None else batch.labels[index])
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """Divide a batch in two; the second half is the shorter one, and empty for a single sample."""
     middle = (batch.samples + 1) // 2
-    args, kwargs = (_sliced(value, batch.samples, middle, batch.samples) for value in (batch.args, dict(batch.kwargs)))
-    labels = None if batch.labels is None else batch.labels[middle:]
-    return _cut(batch, middle), Batch(args, kwargs, batch.samples - middle, labels)
+    return _part(batch, slice(middle), middle), _part(batch, slice(middle, None), batch.samples - middle)
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    """Return the samples of two batches in one."""
+
+    def join(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor):
+            return torch.cat([a, b]) if a.dim() and (len(a), len(b)) == (first.samples, second.samples) else a
+        if isinstance(a, Mapping):
+            return {key: join(item, b[key]) for key, item in a.items()}
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return type(a)(*map(join, a, b))
+        if isinstance(a, (list, tuple)):
+            return type(a)(map(join, a, b))
+        return a
+
+    args, kwargs = join(first.args, second.args), join(dict(first.kwargs), dict(second.kwargs))
+    both = first.labels is not None and second.labels is not None
+    return Batch(args, kwargs, first.samples + second.samples, join(first.labels, second.labels) if both else None)
+
+
+def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the same samples in batches of ``size``; the last one may be shorter."""
+    held: Batch | None = None
+    for batch in batches:
+        held = batch if held is None else _joined(held, batch)
+        start = 0
+        while held.samples - start >= size:
+            yield _part(held, slice(start, start + size), size)
+            start += size
+        left = held.samples - start
+        held = _part(held, slice(start, None), left) if left else None
+    if held is not None:
+        yield held
+
+
+def padded(batch: Batch, size: int) -> Batch:
+    """Return a batch filled up to ``size`` samples with copies of its last one; ``samples`` stays what it was."""
+    missing = size - batch.samples
+    return _part(batch, [*range(batch.samples), *[batch.samples - 1] * missing], batch.samples) if missing else batch
 
 
 class Unpacker:

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deadcheck.boundary import tensors_in
 from deadcheck.data import Batch
 from deadcheck.patch_result import Drift
 
-Forward = Callable[[Batch], Any]
+Forward = Callable[[Batch], list[Tensor]]
+"""Runs a batch through a model and gives the tensors that come out."""
+
 _ROUNDS = 9
 
 
@@ -33,7 +34,7 @@ def drift(before: Forward, after: Forward, batches: Iterable[Batch], seed: int) 
 
 def _outputs(forward: Forward, batch: Batch, seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
-    return [tensor for _, tensor in tensors_in(forward(batch)) if tensor.is_floating_point() and tensor.numel()]
+    return [tensor for tensor in forward(batch) if tensor.is_floating_point() and tensor.numel()]
 
 
 class _Tally:
@@ -174,10 +175,10 @@ def gradients(
     return {key: _per_unit(site, totals) / max(samples, 1) for key, site in sites.items()}
 
 
-def _objective(output: Any, seed: int) -> Tensor | None:
+def _objective(outputs: Iterable[Tensor], seed: int) -> Tensor | None:
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for _, tensor in tensors_in(output):
+    for tensor in outputs:
         if tensor.is_floating_point() and tensor.requires_grad:
             signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
             parts.append((tensor.double() * signs.to(tensor.device)).sum())

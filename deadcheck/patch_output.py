@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from deadcheck.boundary import tensors_in
 from deadcheck.errors import PatchError, UsageError
 from deadcheck.patch_result import Written
 from deadcheck.substitute import original_class
 from deadcheck.unit_slope import UnitSlope
 from deadcheck.writing import write_safely
 
-Answer = Callable[[nn.Module], Any]
+Answer = Callable[[nn.Module], list[Tensor]]
 """Runs a model on a sample of the data."""
 
 _WEIGHTS = (".safetensors", ".npz", ".h5")
@@ -91,8 +88,7 @@ def _compare(path: Path, model: nn.Module, loaded: nn.Module, answer: Answer | N
         not isinstance(made[name], Tensor) or _equal(made[name].cpu(), read[name]) for name in made
     )
     if same and answer is not None:
-        pairs = zip(tensors_in(answer(model)), tensors_in(answer(loaded)), strict=True)
-        same = all(_equal(old.cpu(), new.cpu()) for (_, old), (_, new) in pairs)
+        same = all(_equal(old.cpu(), new.cpu()) for old, new in zip(answer(model), answer(loaded), strict=True))
     if not same:
         raise PatchError(f"{path}: what was saved does not load as what was made; use the patch file alone")
 

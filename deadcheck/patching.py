@@ -98,7 +98,7 @@ class Study:
                 stack.enter_context(eval_mode(model))
             yield [pipeline.forward_of(model, self.config.scan) for model in models]
 
-    def answer(self, model: nn.Module) -> Any:
+    def answer(self, model: nn.Module) -> list[torch.Tensor]:
         """Return what a model gives for the first batch."""
         with self.running(model) as (forward,), torch.no_grad():
             torch.manual_seed(self.config.scan.seed)

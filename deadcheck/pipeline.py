@@ -90,6 +90,8 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
     if source is None:
         path = loaded.identity.path
         source = data_module.sample_beside(Path(path)) if path else None
+        if source is None and loaded.example is not None and path is not None:
+            return data_module.example_in(path, loaded.example)
         if source is None:
             beside = f" and none lies beside it ({Path(path).stem}.sample.npz)" if path else ""
             raise UsageError(
@@ -117,7 +119,7 @@ def measure(
     """Run the data through the model and count at every site; the model is left as it was."""
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     model, notes = _runnable(loaded.module)
-    run = _Run(model, settings)
+    run = _Run(model, settings, None if batches.as_one else loaded.batch_size)
     with ExitStack() as stack:
         stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
@@ -146,9 +148,10 @@ def measure(
 class _Run:
     """One pass over the data."""
 
-    def __init__(self, model: nn.Module, settings: ScanSettings) -> None:
+    def __init__(self, model: nn.Module, settings: ScanSettings, fixed: int | None) -> None:
         self.entry = model if settings.call == "forward" else _entry(model, settings.call)
         self.settings = settings
+        self.fixed = fixed
         self.samples = 0
         self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
         self.outputs = OutputWatch()
@@ -163,27 +166,39 @@ class _Run:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was done to the data on its way in."""
-        return tuple(f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast))
+        fixed = (
+            f"the program takes {self.fixed} samples at a time, so the data was cut to that and filled up at the end"
+        )
+        cut = (fixed,) if self.fixed is not None else ()
+        return cut + tuple(
+            f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
+        )
 
     def through(self, batches: Batches, probe: Probe, progress: Progress | None) -> None:
         """Run every batch through the model."""
-        for batch in batches:
+        for batch in batches if self.fixed is None else data_module.rebatched(batches, self.fixed):
             if not batch.samples:
                 continue
-            args, kwargs = self._placed(batch.args), self._placed(dict(batch.kwargs))
-            self.inputs.see(args, kwargs, samples=batch.samples, first_sample=self.samples)
-            try:
-                with probe.batch(args, kwargs, samples=batch.samples, first_sample=self.samples):
-                    output = self.entry(*args, **kwargs)
-                    with probe.aside():
-                        self.outputs.see(output, samples=batch.samples)
-            except DeadcheckError:
-                raise
-            except Exception as error:  # the model's own code runs here, and may raise anything
-                raise ForwardError(_explained(error, probe, args, kwargs, self.samples)) from error
+            placed = Batch(self._placed(batch.args), self._placed(dict(batch.kwargs)), batch.samples)
+            self.inputs.see(placed.args, placed.kwargs, samples=batch.samples, first_sample=self.samples)
+            rows = self.fixed or batch.samples
+            self._forward(data_module.padded(placed, rows), rows, probe)
             self.samples += batch.samples
             if progress is not None:
                 progress(self.samples, batches.total)
+
+    def _forward(self, batch: Batch, rows: int, probe: Probe) -> None:
+        """Run one forward pass over ``rows`` samples, those that only fill up the batch included."""
+        args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
+        try:
+            with probe.batch(args, kwargs, samples=rows, first_sample=self.samples, padding=padding):
+                output = self.entry(*args, **kwargs)
+                with probe.aside():
+                    self.outputs.see(output, samples=rows)
+        except DeadcheckError:
+            raise
+        except Exception as error:  # the model's own code runs here, and may raise anything
+            raise ForwardError(_explained(error, probe, args, kwargs, self.samples)) from error
 
     def _placed(self, value: Any) -> Any:
         """Move tensors to the device, and floating ones to the model's own floating type."""
@@ -220,13 +235,18 @@ def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
     return model, notes
 
 
-def forward_of(model: nn.Module, settings: ScanSettings) -> Callable[[Batch], Any]:
-    """Return the function that runs a batch through a model as a scan does; the batch stays as it was."""
-    run = _Run(model, settings)
+def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = None) -> Callable[[Batch], list[Tensor]]:
+    """Return the function that runs a batch through a model as a scan does, and gives the tensors that come out.
 
-    def forward(batch: Batch) -> Any:
-        args, kwargs = copy.deepcopy((run._placed(batch.args), run._placed(dict(batch.kwargs))))
-        return run.entry(*args, **kwargs)
+    The batch stays as it was. ``fixed`` is the number of samples that the model takes, where there is one.
+    """
+    run = _Run(model, settings, fixed)
+
+    def forward(batch: Batch) -> list[Tensor]:
+        filled = data_module.padded(batch, fixed or batch.samples)
+        args, kwargs = copy.deepcopy((run._placed(filled.args), run._placed(dict(filled.kwargs))))
+        outputs = [tensor for _, tensor in tensors_in(run.entry(*args, **kwargs))]
+        return [t[: batch.samples] if fixed and t.dim() and t.shape[0] == fixed else t for t in outputs]
 
     return forward
 
@@ -236,7 +256,7 @@ def runnable(module: nn.Module) -> nn.Module:
     return _runnable(module)[0]
 
 
-CALLS_MODEL = _Run.through.__code__
+CALLS_MODEL = _Run._forward.__code__
 """The code that calls the model during a scan."""
 
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,6 +96,8 @@ class _Batch:
     """What is known only while one forward pass runs."""
 
     samples: int
+    counted: int
+    """Samples that count, from the first on; the others only fill up a batch of fixed size."""
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     serial: int = 0
     place: Place | None = None
@@ -131,7 +134,7 @@ class Probe:
         self.gates = gates
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = _module_names(model)
-        self._weights, self._holders = _weights(model, self._names)
+        self._weights, self._by_memory, self._holders = _weights(model, self._names)
         self._sites: dict[_Signature, _SiteRecord] = {}
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._notes: dict[tuple[str, str], str] = {}
@@ -169,10 +172,13 @@ class Probe:
 
     @contextmanager
     def batch(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, samples: int, first_sample: int
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, samples: int, first_sample: int, padding: int = 0
     ) -> Iterator[None]:
-        """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on."""
-        self._batch = _Batch(samples)
+        """Count what runs inside as one forward pass over ``samples`` samples of the data from ``first_sample`` on.
+
+        The last ``padding`` of them are run and not counted.
+        """
+        self._batch = _Batch(samples, samples - padding)
         self.passes += 1
         self._failure = None
         self._stack.clear()
@@ -228,11 +234,15 @@ class Probe:
     # Which module runs.
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if self._batch is not None and threading.get_ident() == self._thread:
             self._stack.append(module)
             self._ran.add(self._names.get(module, ""))
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if self._batch is None or threading.get_ident() != self._thread or module not in self._stack:
             return
         raised = sys.exc_info()[1]
@@ -347,7 +357,8 @@ class Probe:
         entry = self._batch.known.get(id(value))
         if entry is not None and entry[0]() is value:
             return entry[1]
-        return self._weights.get(id(value))
+        weight = self._weights.get(id(value))
+        return self._by_memory.get(_memory(value)) if weight is None else weight
 
     def _learn(self, tensor: Tensor, known: Known | None) -> None:
         assert self._batch is not None
@@ -493,13 +504,18 @@ class Probe:
     def _rows_of(self, record: _SiteRecord, layout: Plan, flow: Flow) -> Rows:
         """Tell which sample each row of the values belongs to."""
         assert self._batch is not None
-        samples = self._batch.samples
+        samples, counted = self._batch.samples, self._batch.counted
         if flow.rows is not None and layout.n_samples == len(flow.rows):
             of = list(flow.rows) if isinstance(flow.rows, range) else flow.rows
-            return Rows(len(of), samples, torch.as_tensor(of, device=record.counter.device))
+            of = torch.as_tensor(of, device=record.counter.device)
+            keep = None if counted == samples else of < counted
+            return Rows(len(of), counted, of if keep is None else of[keep], keep)
         if layout.n_samples == samples and flow.rows is None:
-            return Rows(samples, samples)
+            return Rows(samples, counted, keep=None if counted == samples else slice(counted))
         record.samples_from = "call"
+        if counted < samples:
+            note = f"{samples - counted} samples that only fill up the last batch were counted"
+            self._notes[("padding", self._path())] = f"{self._path() or 'the model'}: {note}"
         return Rows(1, 1)
 
     def _after(self, output: Any, flow: Flow | None, act: Activation) -> None:
@@ -560,6 +576,8 @@ class _Mode(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():  # torch.cond compiles what it calls, this handler too
+            return func(*args, **(kwargs or {}))
         return self._probe.dispatch(func, args, kwargs or {})
 
 
@@ -605,9 +623,15 @@ def _module_names(model: nn.Module) -> tuple[dict[nn.Module, str], dict[str, tup
     return names, aliases
 
 
-def _weights(model: nn.Module, names: Mapping[nn.Module, str]) -> tuple[dict[int, Weight], dict[str, set[str]]]:
-    """Return each parameter and buffer by its identity, and the paths of the modules that hold it by its name."""
+def _weights(
+    model: nn.Module, names: Mapping[nn.Module, str]
+) -> tuple[dict[int, Weight], dict[Any, Weight], dict[str, set[str]]]:
+    """Return each parameter and buffer by its identity and by its memory, and the modules that hold it by its name.
+
+    A saved program may hold a weight twice, as two tensors over the same memory.
+    """
     weights: dict[int, Weight] = {}
+    by_memory: dict[Any, Weight] = {}
     holders: dict[str, set[str]] = {}
     for module, path in names.items():
         owner = path.partition("parametrizations.")[0].rstrip(".") if "parametrizations." in path else path
@@ -617,12 +641,24 @@ def _weights(model: nn.Module, names: Mapping[nn.Module, str]) -> tuple[dict[int
                     weight = weights.setdefault(
                         id(tensor), Weight(owner, f"{path}.{name}" if path else name, is_parameter)
                     )
+                    by_memory.setdefault(_memory(tensor), weight)
                     holders.setdefault(weight.name, set()).add(owner)
     if isinstance(model, torch.jit.ScriptModule):
         for name, tensor in scripted.constants(model):
             weights.setdefault(id(tensor), Weight("", name, True))
             holders.setdefault(name, set())
-    return weights, holders
+    by_memory.pop(None, None)
+    return weights, by_memory, holders
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.Size] | None:
+    """Return where a tensor's numbers are; None for one that has no memory of its own to look at."""
+    if tensor.layout is not torch.strided or tensor.is_meta or is_lazy(tensor):
+        return None
+    try:
+        return (tensor.data_ptr(), tensor.shape) if tensor.numel() else None
+    except RuntimeError:  # a wrapper, as under vmap
+        return None
 
 
 def _name(records: Sequence[_SiteRecord]) -> None:

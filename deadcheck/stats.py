@@ -51,6 +51,10 @@ class Ordered:
         rows = max(1, _BLOCK // max(math.prod(values.shape[1:]), 1))
         yield from values.split(rows) if rows < values.shape[0] else (values,)
 
+    def rows(self, index: Any) -> Ordered:
+        """Return the chosen rows alone; all of them for None."""
+        return self if index is None else Ordered(self.values[index], units_last=self.units_last)
+
     def units(self, index: Tensor) -> Ordered:
         """Return the chosen units alone."""
         return Ordered(self.values.index_select(self.unit_dim, index), units_last=self.units_last)
@@ -166,7 +170,10 @@ class Rows(NamedTuple):
     """Samples of the forward pass."""
 
     sample_of: Tensor | None = None
-    """Sample of each row; None where row i is sample i."""
+    """Sample of each row that counts; None where row i is sample i."""
+
+    keep: Any = None
+    """Index of the rows that count, where some are there only to fill up a batch; None for all."""
 
 
 class SiteCounter:
@@ -198,7 +205,7 @@ class SiteCounter:
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
-        z = ordered(tensor, layout, rows.n_rows)
+        z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         peak = z.per_sample(torch.amax)
         low, high = z.per_unit(torch.amin), peak.amax(0)
         clean = bool((low.isfinite() & high.isfinite()).all())
@@ -217,7 +224,7 @@ class SiteCounter:
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
-        h = ordered(tensor, layout, rows.n_rows)
+        h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
         self._sum_output(h)

@@ -116,7 +116,7 @@ def _legacy_layout(path: Path) -> _Layout:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         data = bytes(mapped[: archive.MAX_PICKLE])
         first = pickles.read(data, str(path))
-        if first.root != _LEGACY_MAGIC:
+        if first.root != archive.LEGACY_MAGIC:
             return _Layout(data, 0, _judged(path, first), {})
         version = pickles.read(data, str(path), first.stop)
         system = pickles.read(data, str(path), version.stop)
@@ -137,9 +137,6 @@ def _legacy_layout(path: Path) -> _Layout:
             place += 8 + size
     _check_sizes(path, found.storages, records)
     return _Layout(data, system.stop, names, records)
-
-
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def _dtype_of(kind: str) -> torch.dtype:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deadcheck import archive
 from deadcheck.formats.base import LoadedModel, LoadOptions
+from deadcheck.formats.from_export import open_export
 from deadcheck.formats.from_pickle import open_pickle
 from deadcheck.formats.from_safetensors import open_safetensors
 from deadcheck.formats.from_torchscript import open_torchscript
@@ -17,6 +18,7 @@ FORMATS: dict[str, Callable[[Path, LoadOptions], LoadedModel]] = {
     "torch": open_pickle,
     "safetensors": open_safetensors,
     "torchscript": open_torchscript,
+    "pt2": open_export,
 }
 
 
