@@ -122,21 +122,22 @@ def incoming(model: nn.Module, record: Any) -> Incoming | str:
         parameter = parameters.get(name)
         if parameter is None:
             return "it is fed by something without weights"
-        axis = _unit_axis(model, name, parameter, signature.offset + signature.units)
+        axis = _unit_axis(model, name, parameter, record.axis_from, signature.offset + signature.units)
         if axis is None:
             return f"which rows of {name!r} make its units is not known"
         found.append((name, axis))
     return Incoming(tuple(found), signature.offset, signature.units) if found else "nothing feeds it"
 
 
-def _unit_axis(model: nn.Module, name: str, parameter: Tensor, needed: int) -> int | None:
-    owner = model.get_submodule(name.rpartition(".")[0].partition(".parametrizations")[0])
+def _unit_axis(model: nn.Module, name: str, parameter: Tensor, axis_from: str, needed: int) -> int | None:
+    path = name.rpartition(".")[0].partition(".parametrizations")[0]
+    owner = dict(model.named_modules(remove_duplicate=False)).get(path, model)
     axis: int | None
-    if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        axis = 1 if owner.groups == 1 else None
-    elif isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+    if axis_from.startswith("conv_transpose") and parameter.dim() > 1:
+        axis = 1 if parameter.shape[1] == needed else None  # the channels of one group alone stand there
+    elif axis_from == "embedding":
         axis = 1
-    elif type(owner).__module__.startswith("torch.nn.") or parameter.dim() == 1:
+    elif type(owner).__module__.startswith(("torch.nn.", "torch.jit.")) or parameter.dim() == 1:
         axis = 0
     else:  # a parameter of the user's own, whose axes say nothing by their order
         fitting = [axis for axis, size in enumerate(parameter.shape) if size == needed]

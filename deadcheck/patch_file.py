@@ -66,6 +66,8 @@ def _site_entry(change: SiteChange) -> dict[str, Any]:
     if change.calls:
         entry["module"] = change.module
         entry["calls"] = [_calls_entry(calls) for calls in change.calls]
+    if change.operators:
+        entry["operators"] = list(change.operators)
     if change.units is not None:
         ranges = ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in change.units.ranges)
         entry["units"] = {"of": change.units.count, "replaced": ranges, "layout": change.units.layout}
@@ -154,7 +156,7 @@ class _Reader:
         )
 
     def _site(self, entry: Any, kind: Kind) -> SiteChange:
-        names = ("site", "activation", "fed_by", "alpha", "modules", "module", "calls", "units")
+        names = ("site", "activation", "fed_by", "alpha", "modules", "module", "calls", "operators", "units")
         self._keys(entry, "a site", *names)
         where = f"site {entry.get('site')!r}"
         alpha = entry.get("alpha")
@@ -165,11 +167,15 @@ class _Reader:
             modules=self._texts(entry.get("modules", []), f"{where}: modules"),
             module=self._text(entry.get("module", ""), f"{where}: module"),
             calls=tuple(self._calls(item, where) for item in self._list(entry.get("calls", []), f"{where}: calls")),
+            operators=tuple(
+                self._whole(item, f"{where}: operators")
+                for item in self._list(entry.get("operators", []), f"{where}: operators")
+            ),
             units=self._units(entry.get("units"), where),
             alpha=None if alpha is None else self._alpha(alpha, kind),
         )
-        if not change.modules and not change.calls:
-            raise self._fault(f"{where} names neither modules nor calls, so nothing says what to replace")
+        if not change.modules and not change.calls and not change.operators:
+            raise self._fault(f"{where} names no modules, calls or operators, so nothing says what to replace")
         return change
 
     def _calls(self, entry: Any, where: str) -> Calls:

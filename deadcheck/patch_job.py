@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from deadcheck import pipeline
 from deadcheck.config import Config
 from deadcheck.data import sample_beside
-from deadcheck.errors import PatchError
+from deadcheck.errors import PatchError, UsageError
+from deadcheck.export_job import exported_subject
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
-from deadcheck.patch_output import check_kind, write_module, write_text
+from deadcheck.patch_output import check_kind, write_model, write_text
 from deadcheck.patch_result import PatchResult, Written
 from deadcheck.patching import Patched, Study, examine, make
 from deadcheck.plan import PatchPlan
 from deadcheck.remedies.base import Choice
 from deadcheck.rewrite import copied, rewrite
+from deadcheck.subject import ModuleTree, patched_export, patched_script, subject_of
 from deadcheck.writing import check_target
 
 
@@ -43,7 +46,10 @@ class PatchOptions:
     dry_run: bool = False
 
 
-def apply_patch(model: nn.Module, patch: str | Path | PatchPlan, *, inplace: bool = False) -> nn.Module:
+Model = TypeVar("Model", bound="nn.Module | ExportedProgram")
+
+
+def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = False) -> Model:
     """Return a model in which a patch was applied: ReLUs let ``alpha * x`` through for negative x, with its gradient.
 
     ``patch`` is a patch file or a plan. The model given is left as it is, and a copy is changed, unless ``inplace``;
@@ -52,11 +58,16 @@ def apply_patch(model: nn.Module, patch: str | Path | PatchPlan, *, inplace: boo
     was made for, or something in it cannot be reached.
     """
     plan = patch if isinstance(patch, PatchPlan) else read_plan(Path(patch))
+    if isinstance(model, (torch.jit.ScriptModule, ExportedProgram)):
+        if inplace:
+            raise PatchError("a program is patched in a copy; leave out inplace=True and take what is returned")
+        made = patched_script(model, plan) if isinstance(model, torch.jit.ScriptModule) else patched_export(model, plan)
+        return cast(Model, made)
     done = rewrite(model if inplace else copied(model), plan)
     if done.skipped:
         first = done.skipped[0]
         raise PatchError(f"{first.where}: the {first.what} cannot be changed: {first.reason}")
-    return done.model
+    return cast(Model, done.model)
 
 
 def patch_file_for(options: PatchOptions) -> Path | None:
@@ -81,9 +92,10 @@ def run(
     plan = None if options.from_file is None else read_plan(options.from_file)
     loaded = open_model(path, load)
     loaded.module.to(torch.device(config.scan.device))
-    study = Study(loaded, config, progress=progress, has_data=_has_data(loaded, config))
+    subject = subject_of(path, loaded, load, pipeline.runnable(loaded.module), config.scan.call)
+    study = Study(subject, config, progress=progress, has_data=_has_data(loaded, config))
     if options.output is not None:
-        check_kind(options.output, study.model)
+        check_kind(options.output, subject)
     patched = make(study, options.choice, tolerance=options.tolerance, plan=plan)
     result = examine(study, patched)
     wrong = [site for site in result.sites if site.fault is not None]
@@ -91,7 +103,16 @@ def run(
         raise PatchError(f"{wrong[0].change.site}: {wrong[0].fault}; nothing was written; please report this")
     if options.dry_run:
         return replace(result, is_dry=True)
-    return replace(result, written=tuple(_write(study, patched, options.output, text_target)))
+    written = []
+    if text_target is not None:
+        plan = replace(patched.plan, model=_described(loaded))
+        written.append(write_text(text_target, dump_plan(plan), "the patch file, for deadcheck.apply_patch"))
+    if options.output is not None:
+        try:
+            written.append(_write(study, patched, options.output, options.choice))
+        except PatchError as error:
+            raise PatchError(f"{error}{f' ({text_target} was written)' if text_target is not None else ''}") from error
+    return replace(result, written=tuple(written))
 
 
 def _has_data(loaded: LoadedModel, config: Config) -> bool:
@@ -99,14 +120,28 @@ def _has_data(loaded: LoadedModel, config: Config) -> bool:
     return config.scan.data is not None or (path is not None and sample_beside(Path(path)) is not None)
 
 
-def _write(study: Study, patched: Patched, output: Path | None, text_target: Path | None) -> list[Written]:
-    written = []
-    if output is not None:
-        written.append(write_module(output, patched.model, study.answer if study.has_data else None))
-    if text_target is not None:
-        plan = replace(patched.plan, model=_described(study.loaded))
-        written.append(write_text(text_target, dump_plan(plan), "the patch file, for deadcheck.apply_patch"))
-    return written
+def _write(study: Study, patched: Patched, output: Path, choice: Choice) -> Written:
+    """Write the model; a tree of modules that is to become a program is exported first."""
+    answer = study.answer if study.has_data else None
+    if output.suffix != ".pt2" or not isinstance(study.subject, ModuleTree):
+        return write_model(output, study.subject, patched.made, answer)
+    if not study.has_data:
+        raise UsageError(f"{output}: to export a model it must be run on data; add --data FILE")
+    batch = pipeline.placed(study.model, study.config.scan, next(study.batches()))
+    with study.running(study.model):
+        subject = exported_subject(study.loaded, study.model, batch)
+    program = Study(subject, study.config)
+    made = make(program, replace(choice, replacement=patched.plan.replacement))
+    # Exporting may take operators apart, which rounds differently: that much is allowed, and no more.
+    noise = _difference(study.answer(study.model), program.answer(program.model))
+    if made.skipped or _difference(study.answer(patched.model), program.answer(made.model)) > 4 * noise:
+        raise PatchError(f"{output}: the exported program cannot be patched to give what the patched model gives")
+    return write_model(output, subject, made.made, program.answer)
+
+
+def _difference(old: list[Tensor], new: list[Tensor]) -> float:
+    pairs = [(a.double(), b.double()) for a, b in zip(old, new, strict=True) if a.is_floating_point() and a.numel()]
+    return max((float((a - b).abs().nan_to_num(0.0).max()) for a, b in pairs), default=0.0)
 
 
 def _described(loaded: LoadedModel) -> dict[str, str]:

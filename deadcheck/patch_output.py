@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from deadcheck.errors import PatchError, UsageError
 from deadcheck.patch_result import Written
+from deadcheck.subject import Exported, Made, ModuleTree, Scripted, Subject
 from deadcheck.substitute import original_class
-from deadcheck.unit_slope import UnitSlope
+from deadcheck.unit_slope import StandIn
 from deadcheck.writing import write_safely
 
 Answer = Callable[[nn.Module], list[Tensor]]
@@ -19,39 +21,61 @@ Answer = Callable[[nn.Module], list[Tensor]]
 _WEIGHTS = (".safetensors", ".npz", ".h5")
 
 
-def check_kind(path: Path, model: nn.Module) -> None:
+def check_kind(path: Path, subject: Subject) -> None:
     """Refuse an output that cannot hold this model, with what can."""
     if path.suffix in _WEIGHTS:
         raise UsageError(
             f"{path}: holds weights alone, and a patch leaves those as they are; the patch file says the rest "
-            "(name it with --patch-file)"
+            "(--patch-file names it), and a .pt2 holds both"
         )
-    foreign = sorted({_name(cls) for cls in map(original_class, model.modules()) if not _is_importable(cls)})
-    if foreign:
-        raise UsageError(
-            f"{path}: a whole model names the class {foreign[0]}, which stands in a script and cannot be found again "
-            "by whoever loads it; write the patch file alone (--patch-file) and apply it with deadcheck.apply_patch"
-        )
+    is_export = isinstance(subject, Exported)
+    if is_export != (path.suffix == ".pt2") and not isinstance(subject, ModuleTree):
+        is_a = "an exported program; name the output .pt2" if is_export else "TorchScript; name the output .pt"
+        raise UsageError(f"{path}: the model is {is_a}")
+    if isinstance(subject, ModuleTree) and path.suffix != ".pt2":
+        foreign = sorted({_name(cls) for cls in map(original_class, subject.module.modules()) if not _is_found(cls)})
+        if foreign:
+            raise UsageError(
+                f"{path}: a whole model names the class {foreign[0]}, which stands in a script where nobody who loads "
+                "it finds it; write a .pt2, or the patch file alone (--patch-file) for deadcheck.apply_patch"
+            )
 
 
-def write_module(path: Path, model: nn.Module, answer: Answer | None) -> Written:
-    """Save a whole module; PatchError where what was saved is not what was made."""
+def write_model(path: Path, subject: Subject, made: Made, answer: Answer | None) -> Written:
+    """Save a patched model in the format that it came in; PatchError where what was saved is not what was made."""
+    save, load, what = _FORMATS[type(subject)]
 
     def write(temporary: Path) -> None:
         try:
-            torch.save(model, temporary)
-            loaded = torch.load(temporary, map_location="cpu", weights_only=False)  # our own file, of a moment ago
+            save(made.product, str(temporary))
+            loaded = load(str(temporary))
         except OSError:
             raise
-        except Exception as error:  # the model's own objects are pickled, and may raise anything
+        except Exception as error:  # the model's own objects are saved, and may raise anything
             reason = (str(error).splitlines() or [""])[0]
             raise PatchError(
-                f"{path}: the model cannot be saved whole ({type(error).__name__}: {reason}); use the patch file alone"
+                f"{path}: the model cannot be saved ({type(error).__name__}: {reason}); use the patch file alone"
             ) from error
-        _compare(path, model, loaded, answer)
+        _compare(path, made.module, loaded, answer)
 
     write_safely(path, write)
-    return Written(str(path), "the patched model, whole", needs_of(model))
+    return Written(str(path), what, needs_of(made.module) if isinstance(subject, ModuleTree) else None)
+
+
+_FORMATS: dict[type[Subject], tuple[Callable[..., None], Callable[[str], nn.Module], str]] = {
+    # Our own files, of a moment ago: what they hold may run.
+    ModuleTree: (
+        torch.save,
+        lambda path: torch.load(path, map_location="cpu", weights_only=False),
+        "the patched model, whole",
+    ),
+    Scripted: (
+        torch.jit.save,
+        lambda path: torch.jit.load(path, map_location="cpu"),
+        "the patched TorchScript program",
+    ),
+    Exported: (torch.export.save, lambda path: torch.export.load(path).module(), "the patched program"),
+}
 
 
 def write_text(path: Path, text: str, what: str) -> Written:
@@ -68,7 +92,7 @@ def needs_of(model: nn.Module) -> str | None:
     """Return what loading the whole model takes besides torch; None for torch alone."""
     classes = {original_class(module) for module in model.modules()}
     own = sorted(_name(cls) for cls in classes if not cls.__module__.startswith(("torch.nn.", "deadcheck.")))
-    caught = any(original_class(m) is not type(m) or isinstance(m, UnitSlope) for m in model.modules())
+    caught = any(original_class(m) is not type(m) or isinstance(m, StandIn) for m in model.modules())
     parts = [f"the class {own[0]}" + (f" and {len(own) - 1} more" if len(own) > 1 else "")] if own else []
     parts += ["deadcheck, which catches the calls or single units that no module of torch can"] if caught else []
     return ", and ".join(parts) or None
@@ -78,7 +102,7 @@ def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _is_importable(cls: type) -> bool:
+def _is_found(cls: type) -> bool:
     return cls.__module__ != "__main__" and not cls.__module__.startswith("_deadcheck_") and "<" not in cls.__qualname__
 
 

@@ -50,7 +50,7 @@ class SiteEffect:
     def units_changed(self) -> int | None:
         """Units that were changed; None where their number is not known."""
         if self.change.units is not None:
-            return sum(b - a + 1 for a, b in self.change.units.ranges)
+            return self.change.units.replaced
         return self.before.units if self.before is not None else None
 
 

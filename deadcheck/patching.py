@@ -8,12 +8,11 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deadcheck import effect, pipeline
@@ -21,10 +20,9 @@ from deadcheck.advice import advise
 from deadcheck.alpha_search import largest_alpha
 from deadcheck.before_after import Pairing
 from deadcheck.config import Config
-from deadcheck.data import Batch, halves
+from deadcheck.data import Batch, Batches, halves, rebatched
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
 from deadcheck.errors import NothingMeasured, UsageError
-from deadcheck.formats import LoadedModel
 from deadcheck.patch_result import AlphaSearch, Comparison, Drift, GradientReach, PatchResult, SiteEffect
 from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.preserve import eval_mode, preserved
@@ -32,10 +30,11 @@ from deadcheck.probe import Probe
 from deadcheck.reach import Sightings
 from deadcheck.remedies.base import Choice, Planned
 from deadcheck.remedies.slope import plan_slopes, plan_without_data, with_alpha
-from deadcheck.rewrite import Rewritten, copied, rewrite
+from deadcheck.rewrite import copied
 from deadcheck.site_check import fault_of, responses
 from deadcheck.sites import Family, Skipped
 from deadcheck.stand_ins import ceiling_of
+from deadcheck.subject import Made, Subject
 from deadcheck.unit_slope import stand_in
 
 _SEARCH_SAMPLES = 1024
@@ -46,13 +45,14 @@ class Study:
     """One model on one set of data, before and after a change; each part is measured when it is asked for."""
 
     def __init__(
-        self, loaded: LoadedModel, config: Config, *, progress: pipeline.Progress | None = None, has_data: bool = True
+        self, subject: Subject, config: Config, *, progress: pipeline.Progress | None = None, has_data: bool = True
     ) -> None:
-        self.loaded = loaded
+        self.subject = subject
+        self.loaded = subject.loaded
         self.config = config
         self.progress = progress
         self.has_data = has_data
-        self.model = pipeline.runnable(loaded.module)
+        self.model = subject.module
         self.sightings = Sightings(pipeline.CALLS_MODEL)
 
     @cached_property
@@ -75,19 +75,24 @@ class Study:
         sightings.finish()
         return diagnose(measurement, self.config.thresholds)
 
-    def _open(self) -> Any:
+    def _open(self) -> Batches:
         return pipeline.open_data(self.config.scan.data, self.config.scan, self.loaded)
 
     def batches(self, samples: int | None = None) -> Iterator[Batch]:
         """Yield the data's batches, up to some number of samples."""
-        done = 0
-        for batch in self._open():
+        done, found = 0, self._open()
+        for batch in found if self._fixed is None else rebatched(found, self._fixed):
             if not batch.samples:
                 continue
             yield batch
             done += batch.samples
             if samples is not None and done >= samples:
                 return
+
+    @cached_property
+    def _fixed(self) -> int | None:
+        """The number of samples that the model takes, where there is one and the data is not an example of it."""
+        return None if self._open().as_one else self.loaded.batch_size
 
     @contextmanager
     def running(self, *models: nn.Module) -> Iterator[list[effect.Forward]]:
@@ -96,7 +101,7 @@ class Study:
             for model in models:
                 stack.enter_context(preserved(model))
                 stack.enter_context(eval_mode(model))
-            yield [pipeline.forward_of(model, self.config.scan) for model in models]
+            yield [pipeline.forward_of(model, self.config.scan, self._fixed) for model in models]
 
     def answer(self, model: nn.Module) -> list[torch.Tensor]:
         """Return what a model gives for the first batch."""
@@ -115,14 +120,15 @@ class Study:
         known = {key: item for key, item in where.items() if isinstance(item, effect.Incoming)}
         found = []
         for model in (self.model, patched):
-            with self.running(twin := copied(model, share=True)) as (forward,):
+            twin = _twin(model)
+            with self.running(twin) as (forward,):
                 batches = self.batches(_GRADIENT_SAMPLES)
                 found.append(effect.gradients(twin, forward, batches, known, self.config.scan.seed))
         return {key: _gradient(self.before.site(key), item, found) for key, item in where.items()}
 
     def stale_units(self) -> int | None:
         """Count dead units that fire once batch norms use the batch's own statistics; None without batch norms."""
-        twin = copied(self.model, share=True)
+        twin = _twin(self.model)
         norms = [module for module in twin.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
         if not norms or not self.before.dead:
             return None
@@ -137,6 +143,11 @@ class Study:
                     done += batch.samples
             fired = {stats.site.key: stats.fired for stats in probe.stats()}
         return sum(_revived(site, fired.get(site.key)) for site in self.before)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy to try things on; a program is run as it is, since it cannot be copied with its marks."""
+    return model if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) else copied(model, share=True)
 
 
 def _gradient(
@@ -168,10 +179,15 @@ def _revived(site: SiteDiagnosis, fired: npt.NDArray[np.int64] | None) -> int:
 class Patched:
     """A patched copy of a model, and what was planned for it."""
 
-    model: nn.Module
+    made: Made
     plan: PatchPlan
     skipped: tuple[Skipped, ...]
     search: AlphaSearch | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """What runs."""
+        return self.made.module
 
 
 def make(study: Study, choice: Choice, *, tolerance: float | None = None, plan: PatchPlan | None = None) -> Patched:
@@ -192,8 +208,8 @@ def make(study: Study, choice: Choice, *, tolerance: float | None = None, plan: 
         raise NothingMeasured(_nothing(study, choice, planned.skipped))
     search = None if tolerance is None else find_alpha(study, planned.plan, tolerance)
     done = with_alpha(planned.plan, search.alpha) if search is not None else planned.plan
-    result: Rewritten = rewrite(copied(study.model, share=True), done)
-    return Patched(result.model, done, (*planned.skipped, *result.skipped), search)
+    made = study.subject.made(done)
+    return Patched(made, done, (*planned.skipped, *made.skipped), search)
 
 
 def _nothing(study: Study, choice: Choice, skipped: Sequence[Skipped]) -> str:
@@ -220,7 +236,7 @@ def find_alpha(study: Study, plan: PatchPlan, tolerance: float) -> AlphaSearch:
 
     def drift_of(chosen: Sequence[Batch]) -> Callable[[float], float]:
         def trial(alpha: float) -> float:
-            patched = rewrite(copied(study.model, share=True), with_alpha(plan, alpha)).model
+            patched = study.subject.made(with_alpha(plan, alpha)).module
             drift = study.drift(patched, chosen)
             return math.inf if drift.nonfinite else drift.relative
 
@@ -349,21 +365,13 @@ def _function(replacement: Replacement) -> Callable[[torch.Tensor], torch.Tensor
 def _fault(study: Study, patched: Patched, change: SiteChange) -> str | None:
     """Return what the function at a site does wrong."""
     replacement = patched.plan.for_site(change)
-    like = _like(patched.model)
-    ceiling = math.inf
-    if change.modules:
-        module = patched.model.get_submodule(change.modules[0])
+    record = next((r for r in study.sightings.records if r.key == change.site), None)
+    ceiling = math.inf if record is None else record.activation.high
+    if record is None and change.modules:
         held = ceiling_of(study.model.get_submodule(change.modules[0]))
         ceiling = math.inf if held is None else held
-        function = (module.get_submodule("activation") if held is None else module).forward
-    else:
-        site = next((r for r in study.sightings.records if r.key == change.site), None)
-        ceiling = math.inf if site is None else site.activation.high
-        made = stand_in(replacement, ceiling=None if ceiling == math.inf else ceiling, units=change.units)
-
-        def function(x: torch.Tensor) -> torch.Tensor:
-            return made(x, False)
-
+    function = study.subject.function(patched.plan, change, patched.made, ceiling)
+    like = _like(patched.model)
     return fault_of(function, change, replacement, ceiling=ceiling, like=like)
 
 

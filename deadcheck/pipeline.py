@@ -240,15 +240,21 @@ def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = Non
 
     The batch stays as it was. ``fixed`` is the number of samples that the model takes, where there is one.
     """
-    run = _Run(model, settings, fixed)
+    entry = _Run(model, settings, fixed).entry
 
     def forward(batch: Batch) -> list[Tensor]:
-        filled = data_module.padded(batch, fixed or batch.samples)
-        args, kwargs = copy.deepcopy((run._placed(filled.args), run._placed(dict(filled.kwargs))))
-        outputs = [tensor for _, tensor in tensors_in(run.entry(*args, **kwargs))]
+        filled = placed(model, settings, data_module.padded(batch, fixed or batch.samples))
+        outputs = [tensor for _, tensor in tensors_in(entry(*filled.args, **filled.kwargs))]
         return [t[: batch.samples] if fixed and t.dim() and t.shape[0] == fixed else t for t in outputs]
 
     return forward
+
+
+def placed(model: nn.Module, settings: ScanSettings, batch: Batch) -> Batch:
+    """Return a batch of its own, on the device and in the floating type of the model."""
+    run = _Run(model, settings, None)
+    args, kwargs = copy.deepcopy((run._placed(batch.args), run._placed(dict(batch.kwargs))))
+    return Batch(args, kwargs, batch.samples, batch.labels)
 
 
 def runnable(module: nn.Module) -> nn.Module:

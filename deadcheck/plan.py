@@ -73,6 +73,11 @@ class Units:
     rank: int = 0
     """Number of axes of the tensors that were seen; 0 where it varied."""
 
+    @property
+    def replaced(self) -> int:
+        """Units that are replaced."""
+        return sum(last - first + 1 for first, last in self.ranges)
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -107,6 +112,9 @@ class SiteChange:
     """Path of the module whose code holds the calls, where modules cannot be replaced."""
 
     calls: tuple[Calls, ...] = ()
+    operators: tuple[int, ...] = ()
+    """Numbers of its operators among the activations of a program, where the model is no tree of modules."""
+
     units: Units | None = None
     """None for all."""
 

@@ -28,6 +28,7 @@ class Reach:
 
     modules: tuple[str, ...] = ()
     calls: tuple[Calls, ...] = ()
+    operators: tuple[int, ...] = ()
     reason: str | None = None
     """Why it cannot be."""
 
@@ -56,6 +57,9 @@ class Sightings:
         self.turns: dict[Step, set[Run]] = {}
         """By module and way: the records that it led to, in order, for each different forward pass."""
 
+        self.operators: dict[int, set[int]] = {}
+        """By the identity of a record: the numbers of its operators in a program; 0 where it is a part of one."""
+
         self._pass: dict[Step, list[Any]] = {}
         self._number = -1
 
@@ -68,6 +72,8 @@ class Sightings:
             self.records.append(record)
         layout = layout_of(flow.axes) if flow.axes is not None else None
         self.layouts.setdefault(id(record), set()).add((layout, z.dim()))
+        if probe.place is not None:
+            self.operators.setdefault(id(record), set()).add(probe.place.number)
         step = (record.signature.module, way_to(sys._getframe(1), self.stop))
         self._pass.setdefault(step, []).append(record)
 
@@ -101,6 +107,8 @@ def reaches(
     once more; it is called where a module that stands at several paths serves sites of different actions.
     """
     sightings.finish()
+    if sightings.operators:
+        return _by_operators(sightings, action)
     aliases = _aliases(model)
     found: dict[str, Reach] = {}
     apart: dict[str, tuple[str, ...]] | None = None
@@ -114,7 +122,8 @@ def reaches(
             found.update({record.key: Reach(reason=reason) for record in wanted})
             continue
         is_module = ceiling_of(module) is not None or keeps_relu(module)
-        if is_module and len(set(map(action, records))) == 1:
+        is_program = isinstance(module, torch.jit.ScriptModule)
+        if (is_module or is_program) and len(set(map(action, records))) == 1:
             found.update({record.key: Reach(modules=aliases[module]) for record in wanted})
             continue
         if is_module and len(aliases[module]) > 1 and apart is None and look is not None:
@@ -122,8 +131,32 @@ def reaches(
         if is_module and apart is not None and _is_split(records, apart, action):
             found.update({record.key: Reach(modules=apart[record.key]) for record in wanted})
             continue
+        if is_program:
+            reason = "it is inside a TorchScript module, whose ReLUs can be changed together alone"
+            found.update({record.key: Reach(reason=reason) for record in wanted})
+            continue
         steps = {step[1]: runs for step, runs in sightings.turns.items() if step[0] == path}
         found.update(_by_calls(wanted, steps, action))
+    return found
+
+
+def _by_operators(sightings: Sightings, action: Callable[[Any], Hashable]) -> dict[str, Reach]:
+    """Return the operators of each site of a program, where no other site with another action shares them."""
+    serves: dict[int, set[Hashable]] = {}
+    for record in sightings.records:
+        for number in sightings.operators.get(id(record), ()):
+            serves.setdefault(number, set()).add(action(record))
+    found = {}
+    for record in sightings.records:
+        numbers = sightings.operators.get(id(record), set())
+        if action(record) is None:
+            continue
+        if 0 in numbers or not numbers:
+            found[record.key] = Reach(reason="the program computes it inside an operator that does more than that")
+        elif any(len(serves[number]) > 1 for number in numbers):
+            found[record.key] = Reach(reason="its operator in the program serves another site too")
+        else:
+            found[record.key] = Reach(operators=tuple(sorted(numbers)))
     return found
 
 
@@ -162,8 +195,6 @@ def is_out_of_reach(module: nn.Module) -> str | None:
     """Return why a ReLU inside a module cannot be changed; None when it can, or there is none."""
     if isinstance(module, nn.RNN) and module.nonlinearity == "relu":
         return "nn.RNN computes it inside one operator; write the recurrence with nn.RNNCell to reach it"
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is inside a TorchScript module"
     return None
 
 

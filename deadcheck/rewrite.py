@@ -7,11 +7,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from deadcheck.errors import PatchError
 from deadcheck.forward_code import found_again, mentions_relu
 from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
+from deadcheck.rewrite_script import ceiling_of as script_ceiling
+from deadcheck.rewrite_script import leave_fast_path, rewrite_script
+from deadcheck.scripted import Program
 from deadcheck.sites import Skipped
 from deadcheck.stand_ins import KEEPS_FUNCTION, CannotStandInError, ceiling_of, keeps_relu, module_for
 from deadcheck.substitute import Group, Key, Rule, Turns, can_substitute, original_class, substitute
@@ -96,7 +100,8 @@ def _check(model: nn.Module, plan: PatchPlan) -> None:
     for change in plan.sites:
         for path in change.modules:
             module = model.get_submodule(path)
-            if ceiling_of(module) is None and not keeps_relu(module):
+            is_script = isinstance(module, torch.jit.ScriptModule)
+            if ceiling_of(module) is None and not keeps_relu(module) and not is_script:
                 raise PatchError(
                     f"{path!r} is a {type(module).__name__}, not the {change.activation} that the patch replaces; was "
                     "it applied before?"
@@ -145,9 +150,12 @@ class _Tree:
         """Replace every ReLU that no site told of."""
         plan = self.plan
         told = {path for change in plan.sites for path in (*change.modules, change.module)}
+        inside: set[nn.Module] = set()
         for module, paths in list(self.paths.items()):
+            is_script = isinstance(module, torch.jit.ScriptModule) and module not in inside
+            inside |= set(module.modules()) if is_script else set()
             ceiling = ceiling_of(module)
-            wanted = keeps_relu(module) or (ceiling is not None and (ceiling == math.inf or plan.clipped))
+            wanted = is_script or keeps_relu(module) or (ceiling is not None and (ceiling == math.inf or plan.clipped))
             if wanted and not told.intersection(paths):
                 new = self._module(module, SiteChange(paths[0], "relu", modules=tuple(paths)))
                 for path in paths:
@@ -156,6 +164,8 @@ class _Tree:
 
     def _module(self, old: nn.Module, change: SiteChange) -> nn.Module | None:
         """Make what stands in for a module; None, and why is noted, where nothing can."""
+        if isinstance(old, torch.jit.ScriptModule):
+            return self._script(old, change)
         if isinstance(old, KEEPS_FUNCTION):
             training, old = old.training, nn.ReLU()
             old.training = training
@@ -165,6 +175,20 @@ class _Tree:
         except CannotStandInError as error:
             self.skipped.append(Skipped(change.activation, change.site, str(error)))
             return None
+
+    def _script(self, old: torch.jit.ScriptModule, change: SiteChange) -> nn.Module:
+        """Rewrite every ReLU of a TorchScript module in place, and return it."""
+        program = Program(leave_fast_path(old))
+        rule = Rule(self.plan.for_site(change), change.units)
+        ceilings = {place.number: script_ceiling(node) for node, place in program.operators["forward"] if place.number}
+        chosen = {
+            number: rule
+            for number, ceiling in ceilings.items()
+            if ceiling is not None and (ceiling == math.inf or self.plan.clipped)
+        }
+        for item in rewrite_script(program, chosen):
+            self.skipped.append(Skipped(item.what, change.site, item.reason))
+        return old
 
     def _makes_input(self, path: str) -> bool:
         """Tell whether the input of a module is made for it alone, so that writing into it is of no effect."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deadcheck.plan import Kind, Replacement, Units
-from deadcheck.unit_slope import UnitSlope, prelu_slopes
+from deadcheck.unit_slope import StandIn, prelu_slopes
 
 _OWN = frozenset(vars(nn.Module()))
 
@@ -61,21 +61,32 @@ def module_for(
     loads without deadcheck; the slopes of single units are a buffer that no state dict shows, and do not learn.
     ``keeps_inplace`` says that writing the result over the input matters, since the input is used again.
     """
-    if keeps_inplace and replacement.kind in (Kind.GELU, Kind.PRELU):
-        raise CannotStandInError(f"it writes over its input, which is used again, and {replacement.kind.value} cannot")
-    if units is not None:
-        new = _some(replacement, units, keeps_inplace)
-    else:
-        new = _all(replacement, bool(getattr(old, "inplace", False)))
+    if keeps_inplace and replacement.kind is Kind.PRELU:
+        raise CannotStandInError("it writes over its input, which is used again, and nn.PReLU cannot")
+    held = ceiling_of(old)
+    ceiling = None if held == math.inf else held
+    writes = bool(getattr(old, "inplace", False))
+    new = _of_torch(replacement, units, ceiling, writes=writes)
+    over = keeps_inplace and (units is not None or ceiling is not None or replacement.kind is Kind.GELU)
+    if new is None or over:
+        new = StandIn(replacement, units=units, ceiling=ceiling, inplace=keeps_inplace)
     new.to(*((like.device, like.dtype) if like is not None else (torch.get_default_dtype(),)))
-    ceiling = ceiling_of(old)
-    if ceiling is not None and ceiling != math.inf:
-        new = nn.Sequential(new, nn.Hardtanh(-math.inf, ceiling, bool(old.inplace)))
     _carry(old, new)
     return new
 
 
-def _all(replacement: Replacement, inplace: bool) -> nn.Module:
+def _of_torch(
+    replacement: Replacement, units: Units | None, ceiling: float | None, *, writes: bool
+) -> nn.Module | None:
+    """Make it of modules of torch; None where they cannot do it."""
+    plain = units is None and ceiling is None
+    new = _all(replacement, inplace=writes and plain) if units is None else _some(replacement, units)
+    if new is None or ceiling is None:
+        return new
+    return nn.Sequential(new, nn.Hardtanh(-math.inf, ceiling, writes))
+
+
+def _all(replacement: Replacement, *, inplace: bool) -> nn.Module:
     alpha = replacement.alpha
     if replacement.kind is Kind.GELU:
         return nn.GELU()
@@ -87,21 +98,20 @@ def _all(replacement: Replacement, inplace: bool) -> nn.Module:
     return nn.LeakyReLU(alpha, inplace) if replacement.kind is Kind.LEAKY else nn.PReLU(init=alpha)
 
 
-def _some(replacement: Replacement, units: Units, inplace: bool) -> nn.Module:
+def _some(replacement: Replacement, units: Units) -> nn.Module | None:
     alpha = replacement.alpha
     slopes = None if alpha is None else prelu_slopes(units, alpha)
+    if replacement.kind is Kind.PRELU and slopes is None:
+        raise CannotStandInError("nn.PReLU learns slopes of channels on axis 1, and the units are elsewhere")
+    if slopes is None or replacement.kind not in (Kind.LEAKY, Kind.PRELU):
+        return None
+    new = nn.PReLU(units.count)
     if replacement.kind is Kind.PRELU:
-        if slopes is None:
-            raise CannotStandInError("nn.PReLU learns slopes of channels on axis 1, and the units are elsewhere")
-        learnt = nn.PReLU(units.count)
-        learnt.weight.data.copy_(slopes)
-        return learnt
-    if replacement.kind is Kind.LEAKY and slopes is not None and not inplace:
-        fixed = nn.PReLU(units.count)
-        del fixed.weight
-        fixed.register_buffer("weight", slopes, persistent=False)
-        return fixed
-    return UnitSlope(replacement, units, inplace=inplace)
+        new.weight.data.copy_(slopes)
+        return new
+    del new.weight
+    new.register_buffer("weight", slopes, persistent=False)
+    return new
 
 
 def _carry(old: nn.Module, new: nn.Module) -> None:

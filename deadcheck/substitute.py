@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from deadcheck.callsites import is_border, place_of
 from deadcheck.plan import Replacement, Units
 from deadcheck.relu_calls import relu_call
-from deadcheck.unit_slope import StandIn, stand_in
+from deadcheck.unit_slope import Function, stand_in
 
 Key = tuple[tuple[str, int, int], ...]
 """Places from a call outward."""
@@ -59,10 +59,10 @@ class Group:
     clipped: bool = False
 
     def __post_init__(self) -> None:
-        self._made: dict[tuple[Rule, float | None], StandIn] = {}
+        self._made: dict[tuple[Rule, float | None], Function] = {}
         self.plain = None if self.everywhere is None else stand_in(self.everywhere.replacement)
 
-    def stand_in(self, rule: Rule, ceiling: float | None) -> StandIn:
+    def stand_in(self, rule: Rule, ceiling: float | None) -> Function:
         """Return the function of a rule, made once."""
         made = self._made.get((rule, ceiling))
         if made is None:

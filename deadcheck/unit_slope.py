@@ -13,37 +13,37 @@ from deadcheck.errors import PatchError
 from deadcheck.layout import POSITION, SAMPLE, UNIT, Axes, Axis, has
 from deadcheck.plan import Kind, Replacement, Units, layout_fault
 
-StandIn = Callable[[Tensor, bool], Tensor]
+Function = Callable[[Tensor, bool], Tensor]
 """Takes the input of a ReLU and whether to write the result into it."""
 
 
-def stand_in(replacement: Replacement, *, ceiling: float | None = None, units: Units | None = None) -> StandIn:
+def stand_in(replacement: Replacement, *, ceiling: float | None = None, units: Units | None = None) -> Function:
     """Return the function that stands in for a ReLU, or for a ReLU with a ceiling, which stays."""
     plain = _with_ceiling(_FUNCTIONS[replacement.kind](replacement.alpha), ceiling)
     return plain if units is None else _for_some(plain, UnitMask(units), ceiling)
 
 
-def _leaky(alpha: float | None) -> StandIn:
+def _leaky(alpha: float | None) -> Function:
     assert alpha is not None
     slope = alpha
     return lambda x, inplace: F.leaky_relu(x, slope, inplace)
 
 
-def _elu(alpha: float | None) -> StandIn:
+def _elu(alpha: float | None) -> Function:
     assert alpha is not None
     scale = alpha
     return lambda x, inplace: F.elu(x, scale, inplace)
 
 
-def _gelu(alpha: float | None) -> StandIn:
+def _gelu(alpha: float | None) -> Function:
     return lambda x, inplace: x.copy_(F.gelu(x.clone())) if inplace else F.gelu(x)
 
 
-def _silu(alpha: float | None) -> StandIn:
+def _silu(alpha: float | None) -> Function:
     return lambda x, inplace: F.silu(x, inplace)
 
 
-_FUNCTIONS: dict[Kind, Callable[[float | None], StandIn]] = {
+_FUNCTIONS: dict[Kind, Callable[[float | None], Function]] = {
     Kind.LEAKY: _leaky,
     Kind.ELU: _elu,
     Kind.GELU: _gelu,
@@ -51,19 +51,19 @@ _FUNCTIONS: dict[Kind, Callable[[float | None], StandIn]] = {
 }
 
 
-def _with_ceiling(function: StandIn, ceiling: float | None) -> StandIn:
+def _with_ceiling(function: Function, ceiling: float | None) -> Function:
     if ceiling is None:
         return function
     top = ceiling
 
     def clipped(x: Tensor, inplace: bool) -> Tensor:
-        y = function(x, inplace)
-        return y.clamp_max_(top) if inplace else y.clamp_max(top)
+        # Over a copy: what the first step keeps for backward must not be written over by the second.
+        return x.copy_(function(x.clone(), False).clamp_max(top)) if inplace else function(x, False).clamp_max(top)
 
     return clipped
 
 
-def _for_some(function: StandIn, mask: UnitMask, ceiling: float | None) -> StandIn:
+def _for_some(function: Function, mask: UnitMask, ceiling: float | None) -> Function:
     def chosen(x: Tensor, inplace: bool) -> Tensor:
         # The copy keeps what backward needs when the result is written over the input.
         z = x.clone() if inplace else x
@@ -74,27 +74,36 @@ def _for_some(function: StandIn, mask: UnitMask, ceiling: float | None) -> Stand
     return chosen
 
 
-class UnitSlope(nn.Module):
-    """A ReLU of which some units are replaced; stands where no module of ``torch.nn`` can."""
+class StandIn(nn.Module):
+    """Stands in for a ReLU, or for some of its units, where no module of ``torch.nn`` can."""
 
-    def __init__(self, replacement: Replacement, units: Units, *, inplace: bool = False) -> None:
+    def __init__(
+        self,
+        replacement: Replacement,
+        *,
+        units: Units | None = None,
+        ceiling: float | None = None,
+        inplace: bool = False,
+    ) -> None:
         super().__init__()
-        self.replacement, self.units, self.inplace = replacement, units, inplace
-        self._stand_in: StandIn | None = None
+        self.replacement, self.units, self.ceiling, self.inplace = replacement, units, ceiling, inplace
+        self._function: Function | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Replace the chosen units, keep a ReLU for the others."""
-        if self._stand_in is None:
-            self._stand_in = stand_in(self.replacement, units=self.units)
-        return self._stand_in(x, self.inplace)
+        if self._function is None:
+            self._function = stand_in(self.replacement, ceiling=self.ceiling, units=self.units)
+        return self._function(x, self.inplace)
 
     def __getstate__(self) -> dict[str, object]:
         # The function is made again from what it stands for: a closure cannot be pickled.
-        return {**self.__dict__, "_stand_in": None}
+        return {**self.__dict__, "_function": None}
 
     def extra_repr(self) -> str:
         """Say what is replaced."""
-        return f"{self.replacement}, {sum(b - a + 1 for a, b in self.units.ranges)} of {self.units.count} units"
+        which = "" if self.units is None else f", {self.units.replaced} of {self.units.count} units"
+        ceiling = "" if self.ceiling is None else f", at most {self.ceiling:g}"
+        return f"{self.replacement}{which}{ceiling}{', inplace=True' if self.inplace else ''}"
 
 
 class UnitMask:

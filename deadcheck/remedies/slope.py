@@ -136,8 +136,9 @@ def _change(site: Site, units: Ranges | None, reach: Reach, sightings: Sightings
         activation=site.activation,
         fed_by=site.fed_by,
         modules=reach.modules,
-        module="" if reach.modules else site.module,
+        module=site.module if reach.calls else "",
         calls=reach.calls,
+        operators=reach.operators,
     )
     if units is None:
         return change

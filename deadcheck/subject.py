@@ -1,0 +1,170 @@
+"""What is patched: a tree of modules, a TorchScript program or an exported program, each changed in its own way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from deadcheck import exported, rewrite_export, rewrite_script
+from deadcheck.errors import PatchError
+from deadcheck.formats.base import LoadedModel, LoadOptions
+from deadcheck.formats.from_export import load_program as load_exported
+from deadcheck.formats.from_torchscript import load_program as load_scripted
+from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.rewrite import copied, rewrite
+from deadcheck.scripted import Program
+from deadcheck.sites import Skipped
+from deadcheck.stand_ins import ceiling_of
+from deadcheck.substitute import Rule
+from deadcheck.unit_slope import stand_in
+
+
+@dataclass(frozen=True)
+class Made:
+    """A patched model: to be run, and to be saved."""
+
+    module: nn.Module
+    product: Any
+    """What is saved; the module itself where it needs no marks to be measured."""
+
+    skipped: tuple[Skipped, ...]
+
+
+class Subject(ABC):
+    """A model that can be patched. It is never changed itself: each ``made`` starts anew."""
+
+    def __init__(self, loaded: LoadedModel, module: nn.Module) -> None:
+        self.loaded = loaded
+        self.module = module
+        """What runs in a scan."""
+
+    @abstractmethod
+    def made(self, plan: PatchPlan) -> Made:
+        """Return a patched model."""
+
+    @abstractmethod
+    def function(self, plan: PatchPlan, change: SiteChange, made: Made, ceiling: float) -> Callable[[Tensor], Tensor]:
+        """Return what stands at a site, as a function of its own."""
+
+
+class ModuleTree(Subject):
+    """A tree of Python modules."""
+
+    def made(self, plan: PatchPlan) -> Made:
+        """Return a patched copy that shares the model's weights."""
+        result = rewrite(copied(self.module, share=True), plan)
+        return Made(result.model, result.model, result.skipped)
+
+    def function(self, plan: PatchPlan, change: SiteChange, made: Made, ceiling: float) -> Callable[[Tensor], Tensor]:
+        """Return the module at a site, or the function that stands in for its calls."""
+        if change.modules and not isinstance(self.module.get_submodule(change.modules[0]), torch.jit.ScriptModule):
+            module = made.module.get_submodule(change.modules[0])
+            is_layer = ceiling_of(self.module.get_submodule(change.modules[0])) is None
+            return (module.get_submodule("activation") if is_layer else module).forward  # type: ignore[no-any-return]
+        run = stand_in(plan.for_site(change), ceiling=None if ceiling == torch.inf else ceiling, units=change.units)
+        return lambda x: run(x, False)
+
+
+class _Program(Subject):
+    """A program, which is read again for each change."""
+
+    _function_of: Callable[..., Callable[[Tensor], Tensor]]
+
+    def function(self, plan: PatchPlan, change: SiteChange, made: Made, ceiling: float) -> Callable[[Tensor], Tensor]:
+        """Return the operators that stand at a site, as a program of their own."""
+        rule = Rule(plan.for_site(change), change.units)
+        return self._function_of(rule, ceiling=ceiling)
+
+
+class Scripted(_Program):
+    """A TorchScript program; ``read`` gives it anew."""
+
+    _function_of = staticmethod(rewrite_script.function_of)
+
+    def __init__(self, loaded: LoadedModel, read: Callable[[], torch.jit.ScriptModule], method: str) -> None:
+        # Measured without the fused layers of torch, as the patched program runs: their operators can be replaced.
+        program = Program(rewrite_script.leave_fast_path(read()))
+        program.mark()  # type: ignore[no-untyped-call]
+        super().__init__(replace(loaded, module=program.module), program.module)
+        self._read = lambda: rewrite_script.leave_fast_path(read())
+        self._method = method
+
+    def made(self, plan: PatchPlan) -> Made:
+        """Return the program with its operators replaced, once with marks to be measured, once without."""
+        rules = rules_of(plan)
+        program, marked = Program(self._read()), Program(self._read())
+        skipped = rewrite_script.rewrite_script(program, rules, method=self._method)
+        rewrite_script.rewrite_script(marked, rules, method=self._method)
+        marked.mark()
+        return Made(marked.module, program.module, tuple(skipped))
+
+
+class Exported(_Program):
+    """An exported program; ``read`` gives it anew."""
+
+    _function_of = staticmethod(rewrite_export.function_of)
+
+    def __init__(self, loaded: LoadedModel, read: Callable[[], ExportedProgram]) -> None:
+        super().__init__(loaded, loaded.module)
+        self._read = read
+
+    def made(self, plan: PatchPlan) -> Made:
+        """Return the program with its operators replaced, and the module that runs it, with marks."""
+        program = self._read()
+        skipped = rewrite_export.rewrite_export(program, rules_of(plan))
+        module = program.module()
+        exported.mark(module)
+        return Made(module, program, tuple(skipped))
+
+
+def rules_of(plan: PatchPlan) -> dict[int, Rule]:
+    """Return what stands in for each operator of a program, by its number; PatchError for a patch of modules."""
+    rules = {}
+    for change in plan.sites:
+        if not change.operators:
+            raise PatchError(f"{change.site}: the patch is for a model made of modules, and this is a program")
+        rules.update(dict.fromkeys(change.operators, Rule(plan.for_site(change), change.units)))
+    return rules
+
+
+def subject_of(path: Path | None, loaded: LoadedModel, options: LoadOptions, runs: nn.Module, call: str) -> Subject:
+    """Return what is patched in a loaded model; ``runs`` is the module that a scan runs."""
+    kind = loaded.identity.format
+    if path is not None and kind == "torchscript":
+        return Scripted(loaded, lambda: load_scripted(path, options), call)
+    if path is not None and kind == "pt2":
+        return Exported(loaded, lambda: load_exported(path, options)[0])
+    return ModuleTree(loaded, runs)
+
+
+def patched_script(module: torch.jit.ScriptModule, plan: PatchPlan) -> torch.jit.ScriptModule:
+    """Return a TorchScript program with a patch applied; the one given stays as it is."""
+    held = BytesIO()
+    torch.jit.save(module, held)
+    held.seek(0)
+    program = Program(rewrite_script.leave_fast_path(torch.jit.load(held)))
+    _all_or_none(rewrite_script.rewrite_script(program, rules_of(plan)))
+    return program.module
+
+
+def patched_export(program: ExportedProgram, plan: PatchPlan) -> ExportedProgram:
+    """Return an exported program with a patch applied; the one given stays as it is."""
+    held = BytesIO()
+    torch.export.save(program, held)
+    held.seek(0)
+    copy = torch.export.load(held)
+    _all_or_none(rewrite_export.rewrite_export(copy, rules_of(plan)))
+    return copy
+
+
+def _all_or_none(skipped: list[Skipped]) -> None:
+    if skipped:
+        raise PatchError(f"{skipped[0].where}: the {skipped[0].what} cannot be changed: {skipped[0].reason}")
