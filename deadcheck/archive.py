@@ -104,14 +104,14 @@ def _folder_kind(path: Path) -> str:
         names = {item.name for item in path.iterdir()}
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if "config.json" in names:
+    if "config.json" in names or any(name.endswith(".safetensors") for name in names):
         return "hf-dir"
     for is_it, what in (
         (".metadata" in names, f"a distributed checkpoint (DCP); turn it into one file first: {_FROM_DCP}"),
         ("saved_model.pb" in names, "a TensorFlow model; scan a PyTorch model"),
         ("latest" in names and any(name.startswith("global_step") for name in names),
          "a DeepSpeed checkpoint; turn it into one file with its zero_to_fp32.py first"),
-        (bool(names & set(_INDEXES)), "shards of a model without its config.json; add it, or name one file"),
+        ("pytorch_model.bin.index.json" in names, "shards in pickles without a config.json; add it, or name one file"),
     ):  # fmt: skip
         if is_it:
             raise ModelFileError(f"{path}: {what}")
@@ -119,7 +119,6 @@ def _folder_kind(path: Path) -> str:
 
 
 _FROM_DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:
@@ -157,13 +156,15 @@ def _is_text(start: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a zip, stored as it is."""
+    """A member of a zip."""
 
     name: str
     offset: int
     """Where its bytes begin in the file."""
 
     size: int
+    packed: bool = False
+    """Whether it is compressed, as the code of a TorchScript program may be."""
 
     @property
     def inner(self) -> str:
@@ -230,7 +231,7 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
     if signature != b"PK\x03\x04":
         raise ValueError("a member without a header")
     name = file.read(length).decode("utf-8" if flags & 0x800 else "cp437")
-    return Member(name, info.header_offset + 30 + length + extra, info.compress_size)
+    return Member(name, info.header_offset + 30 + length + extra, info.compress_size, info.compress_type != 0)
 
 
 def read_member(path: Path, member: Member) -> bytes:

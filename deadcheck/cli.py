@@ -205,6 +205,23 @@ def scan(
         _write(path, _rendered(name, diagnosis, look), name)
 
 
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="model file, or folder of one", show_default=False)],
+    format: Annotated[str, typer.Option("--format", "-f", help="what stdout shows: text or json")] = "text",
+    debug: Annotated[bool, typer.Option("--debug", help="let tracebacks through")] = False,
+) -> None:
+    """Say what a model file is and holds, what is wrong with it, and what to type next; runs nothing of it."""
+    from deadcheck.inspection import inspect as look
+    from deadcheck.reports import as_inspection
+
+    if format not in ("text", "json"):
+        raise UsageError(f"unknown report format {format!r}; there are text, json")
+    found = look(file)
+    text = as_inspection.render_json(found) if format == "json" else _plain(as_inspection.render_text(found))
+    sys.stdout.write(text)
+
+
 def main() -> NoReturn:
     """Run the command line and exit with a code of ``ExitCode``."""
     debug = "--debug" in sys.argv

@@ -67,6 +67,12 @@ class Pickled:
     """Where the pickle ends."""
 
 
+def ordered(args: Any) -> OrderedDict[Any, Any]:
+    """Return the dict that calling a kind of dict with these arguments makes."""
+    items = args[-1] if isinstance(args, tuple) and args else ()
+    return OrderedDict(items if isinstance(items, (dict, list)) else ())
+
+
 class Maker:
     """Decides what the names of a pickle turn into; this one makes nothing."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from deadcheck import archive
 from deadcheck.formats.base import LoadedModel, LoadOptions
 from deadcheck.formats.from_export import open_export
+from deadcheck.formats.from_folder import open_folder
 from deadcheck.formats.from_pickle import open_pickle
 from deadcheck.formats.from_safetensors import open_safetensors
 from deadcheck.formats.from_torchscript import open_torchscript
@@ -19,6 +20,7 @@ FORMATS: dict[str, Callable[[Path, LoadOptions], LoadedModel]] = {
     "safetensors": open_safetensors,
     "torchscript": open_torchscript,
     "pt2": open_export,
+    "hf-dir": open_folder,
 }
 
 

@@ -53,8 +53,24 @@ def identity_of(
     path: Path, format_name: str, read: str, *, arch: str | None = None, prefix: str | None = None
 ) -> ModelIdentity:
     """Return who a model file is: path, digest, size, and how it was read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return ModelIdentity(str(path), digest.hexdigest(), path.stat().st_size, format_name, read, arch, prefix)
+    digest, size = hashlib.sha256(), 0
+    for file in _files(path):
+        if path.is_dir():
+            digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+                size += len(block)
+    return ModelIdentity(str(path), digest.hexdigest(), size, format_name, read, arch, prefix)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return what a model is made of: the file, or the config and the weights in a folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(f for f in path.iterdir() if f.suffix == ".safetensors" or f.name in FOLDER_FILES)
+
+
+INDEX = "model.safetensors.index.json"
+FOLDER_FILES = ("config.json", INDEX)
+"""Files of a folder, beside its weights, that say what the model is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from deadcheck.errors import ModelFileError
 from deadcheck.formats.base import LoadedModel, LoadOptions
@@ -13,10 +14,14 @@ from deadcheck.formats.from_state_dict import load_weights
 
 def open_safetensors(path: Path, options: LoadOptions) -> LoadedModel:
     """Read the weights and load them into the model that ``--arch`` builds."""
+    return load_weights(path, read_safetensors(path), options, "safetensors")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; ModelFileError where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(f"{path}: damaged safetensors ({reason}); save or download the model again") from error
-    return load_weights(path, state, options, "safetensors")
