@@ -33,6 +33,8 @@ def dump_plan(plan: PatchPlan) -> str:
     top: dict[str, Any] = {"version": VERSION, "replace": replace, "others": plan.others}
     if plan.clipped:
         top["clipped"] = True
+    if plan.call != "forward":
+        top["call"] = plan.call
     if plan.model:
         top["model"] = dict(plan.model)
     top["sites"] = [_site_entry(change) for change in plan.sites]
@@ -135,7 +137,7 @@ class _Reader:
         self.source = source
 
     def plan(self, top: Any) -> PatchPlan:
-        self._keys(top, "the file", "version", "replace", "others", "clipped", "model", "sites")
+        self._keys(top, "the file", "version", "replace", "others", "clipped", "call", "model", "sites")
         if top.get("version") != VERSION:
             raise self._fault(f"version {top.get('version')!r} is not {VERSION}, the one that this deadcheck reads")
         replace = top.get("replace", {})
@@ -152,6 +154,7 @@ class _Reader:
             sites=tuple(self._site(entry, kind) for entry in self._list(top.get("sites", []), "sites")),
             others=self._flag(top.get("others", False), "others"),
             clipped=self._flag(top.get("clipped", False), "clipped"),
+            call=self._text(top.get("call", "forward"), "call"),
             model={str(key): str(value) for key, value in model.items()} if model else None,
         )
 

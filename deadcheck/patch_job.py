@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -54,8 +55,9 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
 
     ``patch`` is a patch file or a plan. The model given is left as it is, and a copy is changed, unless ``inplace``;
     names of parameters and buffers stay the same (``prelu`` alone adds its learnt slopes). Apply it before the
-    optimiser is made, and before ``DataParallel`` and the like. PatchError where the model is not one that the patch
-    was made for, or something in it cannot be reached.
+    optimiser is made, and before ``DataParallel`` and the like. A TorchScript or exported program is taken too, with a
+    patch that was made for it. PatchError where the model is not one that the patch was made for, or a site in it cannot
+    be reached.
     """
     plan = patch if isinstance(patch, PatchPlan) else read_plan(Path(patch))
     if isinstance(model, (torch.jit.ScriptModule, ExportedProgram)):
@@ -64,9 +66,11 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
         made = patched_script(model, plan) if isinstance(model, torch.jit.ScriptModule) else patched_export(model, plan)
         return cast(Model, made)
     done = rewrite(model if inplace else copied(model), plan)
-    if done.skipped:
-        first = done.skipped[0]
-        raise PatchError(f"{first.where}: the {first.what} cannot be changed: {first.reason}")
+    named = {change.site for change in plan.sites}
+    for item in done.skipped:
+        if item.where in named:
+            raise PatchError(f"{item.where}: the {item.what} cannot be changed: {item.reason}")
+        warnings.warn(f"{item.where}: {item.reason}", stacklevel=2)
     return cast(Model, done.model)
 
 
@@ -96,7 +100,8 @@ def run(
     study = Study(subject, config, progress=progress, has_data=_has_data(loaded, config))
     if options.output is not None:
         check_kind(options.output, subject)
-    patched = make(study, options.choice, tolerance=options.tolerance, plan=plan)
+    choice = replace(options.choice, call=config.scan.call)
+    patched = make(study, choice, tolerance=options.tolerance, plan=plan)
     result = examine(study, patched)
     wrong = [site for site in result.sites if site.fault is not None]
     if wrong:
@@ -109,7 +114,7 @@ def run(
         written.append(write_text(text_target, dump_plan(plan), "the patch file, for deadcheck.apply_patch"))
     if options.output is not None:
         try:
-            written.append(_write(study, patched, options.output, options.choice))
+            written.append(_write(study, patched, options.output, choice))
         except PatchError as error:
             raise PatchError(f"{error}{f' ({text_target} was written)' if text_target is not None else ''}") from error
     return replace(result, written=tuple(written))

@@ -134,6 +134,9 @@ class PatchPlan:
     clipped: bool = False
     """Whether ReLU6 and hardtanh(0, c) count as ReLUs; their ceiling stays."""
 
+    call: str = "forward"
+    """Method of the model that is run."""
+
     model: Mapping[str, str] | None = None
     """Path, format and sha256 of the model it was made for; for a reader."""
 

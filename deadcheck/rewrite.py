@@ -88,6 +88,10 @@ def unshared(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
 
 
 def _check(model: nn.Module, plan: PatchPlan) -> None:
+    if not callable(getattr(model, plan.call, None)):
+        raise PatchError(f"the model has no method {plan.call!r}, which the patch was made for; make it again")
+    if any(change.operators for change in plan.sites):
+        raise PatchError("the patch is for a TorchScript or exported program, and this is a model made of modules")
     paths = {name for name, _ in model.named_modules(remove_duplicate=False)}
     wanted = {path for change in plan.sites for path in (*change.modules, *([change.module] if change.calls else []))}
     missing = sorted(wanted - paths)
@@ -277,6 +281,7 @@ class _Tree:
             if path in told or (group.everywhere is not None and mentions_relu(module)):
                 reason = can_substitute(module)
                 if reason is None:
-                    substitute(module, group, path)
+                    entries = ("forward",) if path or self.plan.call == "forward" else ("forward", self.plan.call)
+                    substitute(module, group, path, entries)
                 else:
                     self.skipped.append(Skipped("relu", path, f"calls in its code were not caught: {reason}"))

@@ -91,16 +91,18 @@ class Scripted(_Program):
 
     def __init__(self, loaded: LoadedModel, read: Callable[[], torch.jit.ScriptModule], method: str) -> None:
         # Measured without the fused layers of torch, as the patched program runs: their operators can be replaced.
-        program = Program(rewrite_script.leave_fast_path(read()))
-        program.mark()  # type: ignore[no-untyped-call]
+        self._read, self._method = read, method
+        program = self._program()
+        program.mark()
         super().__init__(replace(loaded, module=program.module), program.module)
-        self._read = lambda: rewrite_script.leave_fast_path(read())
-        self._method = method
+
+    def _program(self) -> Program:
+        return Program(rewrite_script.leave_fast_path(self._read()))
 
     def made(self, plan: PatchPlan) -> Made:
         """Return the program with its operators replaced, once with marks to be measured, once without."""
         rules = rules_of(plan)
-        program, marked = Program(self._read()), Program(self._read())
+        program, marked = self._program(), self._program()
         skipped = rewrite_script.rewrite_script(program, rules, method=self._method)
         rewrite_script.rewrite_script(marked, rules, method=self._method)
         marked.mark()

@@ -8,6 +8,7 @@ their place in the code, such a module runs uncompiled.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -84,9 +85,12 @@ class _Running(threading.local):
 _running = _Running()
 
 
-def substitute(module: nn.Module, group: Group, path: str) -> None:
-    """Give a module a subclass of its class that catches the ReLUs of its code, or of all below it."""
-    module.__class__ = _subclass(type(module), group, path)
+def substitute(module: nn.Module, group: Group, path: str, methods: tuple[str, ...] = ("forward",)) -> None:
+    """Give a module a subclass of its class that catches the ReLUs of its code, or of all below it.
+
+    ``methods`` are those that are called from outside.
+    """
+    module.__class__ = _subclass(type(module), group, path, methods)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -100,45 +104,59 @@ def can_substitute(module: nn.Module) -> str | None:
         return "its forward was replaced on the object itself"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript program"
+    if hasattr(type(module), "__deepcopy__"):
+        return "its class copies itself in a way of its own, which would lose the change"
     return None
 
 
-def _subclass(base: type[nn.Module], group: Group, path: str) -> type[nn.Module]:
-    if not group.modules:
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if group in _running.groups:
-                return base.forward(self, *args, **kwargs)
-            _running.groups.append(group)
-            try:
-                with _Everywhere(group):
-                    return base.forward(self, *args, **kwargs)
-            finally:
-                _running.groups.remove(group)
-
-    else:
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                # A compiler moves code, and the places in it are what tells the calls apart.
-                return torch.compiler.disable(_located)(base, self, group, path, args, kwargs)
-            return _located(base, self, group, path, args, kwargs)
-
+def _subclass(base: type[nn.Module], group: Group, path: str, methods: tuple[str, ...]) -> type[nn.Module]:
     def reduce(self: nn.Module, protocol: Any) -> Any:
         """Pickle and copy as the original class with its rules: a class made while running cannot be imported."""
         reduced: tuple[Any, ...] = base.__reduce_ex__(self, protocol)  # type: ignore[assignment]
         make, given, *state = reduced
         given = tuple(base if value is type(self) else value for value in given)
-        return (_restored, (make, given, group, path), *state)
+        return (_restored, (make, given, group, path, methods), *state)
 
-    names = {"forward": forward, "__reduce_ex__": reduce, "_deadcheck_base": base, "__module__": base.__module__}
+    catch = _catching if group.modules else _catching_all
+    names = {name: catch(getattr(base, name), group, path) for name in methods}
+    names |= {"__reduce_ex__": reduce, "_deadcheck_base": base, "__module__": base.__module__}
     return type(base.__name__, (base,), {**names, "__qualname__": base.__qualname__, "__doc__": base.__doc__})
 
 
-def _restored(make: Any, given: tuple[Any, ...], group: Group, path: str) -> nn.Module:
+def _restored(make: Any, given: tuple[Any, ...], group: Group, path: str, methods: tuple[str, ...]) -> nn.Module:
     module: nn.Module = make(*given)
-    substitute(module, group, path)
+    substitute(module, group, path, methods)
     return module
+
+
+def _catching_all(method: Any, group: Group, path: str) -> Any:
+    """Return a method of a module, with all calls below it caught; plain enough for a compiler to trace."""
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if group in _running.groups:
+            return method(self, *args, **kwargs)
+        _running.groups.append(group)
+        try:
+            with _Everywhere(group):
+                return method(self, *args, **kwargs)
+        finally:
+            _running.groups.remove(group)
+
+    return run
+
+
+def _catching(method: Any, group: Group, path: str) -> Any:
+    """Return a method of a module, with the calls in its code caught by their places."""
+
+    @functools.wraps(method)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # A compiler moves code, and the places in it are what tells the calls apart.
+            return torch.compiler.disable(_located)(method, self, group, path, args, kwargs)
+        return _located(method, self, group, path, args, kwargs)
+
+    return run
 
 
 class _Everywhere(TorchFunctionMode):
@@ -159,14 +177,14 @@ class _Everywhere(TorchFunctionMode):
         return self.group.plain(call.input, call.inplace)
 
 
-def _located(base: type[nn.Module], module: nn.Module, group: Group, path: str, args: Any, kwargs: Any) -> Any:
-    """Run a module's own forward with its calls caught; this frame tells whose code they stand in."""
+def _located(method: Any, module: nn.Module, group: Group, path: str, args: Any, kwargs: Any) -> Any:
+    """Run a module's own code with its calls caught; this frame tells whose code they stand in."""
     if group in _running.groups:
-        return base.forward(module, *args, **kwargs)
+        return method(module, *args, **kwargs)
     _running.groups.append(group)
     try:
         with _Located(group):
-            return base.forward(module, *args, **kwargs)
+            return method(module, *args, **kwargs)
     finally:
         _running.groups.remove(group)
 

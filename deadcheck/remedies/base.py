@@ -29,6 +29,9 @@ class Choice:
     min_dead_share: float = 0.0
     """Only sites with at least this share of dead units."""
 
+    call: str = "forward"
+    """Method of the model that is run."""
+
     clipped: bool = False
     """ReLU6 and hardtanh(0, c) too."""
 

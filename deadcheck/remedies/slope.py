@@ -48,7 +48,15 @@ def plan_slopes(
         units = _dead_units(site, choice)
         if units is None or units:
             chosen[site.key] = units
-    reach = reaches(model, sightings, lambda record: (chosen[record.key],) if record.key in chosen else None, look)
+
+    def action(record: Any) -> Any:
+        """Tell what is to be done at a site: to single units only where they are laid out alike."""
+        if record.key not in chosen:
+            return None
+        layouts = frozenset(sightings.layouts_of(record.key))
+        return "all" if chosen[record.key] is None else (chosen[record.key], record.signature.units, layouts)
+
+    reach = reaches(model, sightings, action, look)
     changes: list[SiteChange] = []
     for site in diagnosis:
         if site.key in chosen:
@@ -72,7 +80,13 @@ def plan_without_data(model: nn.Module, choice: Choice) -> Planned:
 
 
 def _plan(changes: Iterable[SiteChange], choice: Choice) -> PatchPlan:
-    return PatchPlan(choice.replacement, tuple(changes), others=choice.is_everything, clipped=choice.clipped)
+    return PatchPlan(
+        replacement=choice.replacement,
+        sites=tuple(changes),
+        others=choice.is_everything,
+        clipped=choice.clipped,
+        call=choice.call,
+    )
 
 
 def with_alpha(plan: PatchPlan, alpha: float) -> PatchPlan:
