@@ -25,7 +25,7 @@ _CHECKPOINT = os.path.join(_TORCH, "utils", "checkpoint.py")
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 _CALL_IMPL = nn.Module._call_impl.__code__
-_CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL"))
+_CALLS = frozenset(code for name, code in dis.opmap.items() if name.startswith("CALL") and "INTRINSIC" not in name)
 
 
 class Way(NamedTuple):
@@ -89,4 +89,4 @@ def _number(code: CodeType, frame: FrameType) -> int:
         line = getattr(instruction, "line_number", instruction.starts_line) or line
         if line == frame.f_lineno and instruction.opcode in _CALLS:
             offsets.append(instruction.offset)
-    return bisect.bisect_left(offsets, frame.f_lasti)
+    return max(bisect.bisect_right(offsets, frame.f_lasti) - 1, 0)

@@ -55,9 +55,9 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
 
     ``patch`` is a patch file or a plan. The model given is left as it is, and a copy is changed, unless ``inplace``;
     names of parameters and buffers stay the same (``prelu`` alone adds its learnt slopes). Apply it before the
-    optimiser is made, and before ``DataParallel`` and the like. A TorchScript or exported program is taken too, with a
-    patch that was made for it. PatchError where the model is not one that the patch was made for, or a site in it cannot
-    be reached.
+    optimiser is made, and before ``DataParallel`` and the like. TorchScript and exported programs are taken with
+    patches that were made for them. PatchError where the model is not one that the patch was made for, or a site in it
+    cannot be reached.
     """
     plan = patch if isinstance(patch, PatchPlan) else read_plan(Path(patch))
     if isinstance(model, (torch.jit.ScriptModule, ExportedProgram)):

@@ -14,7 +14,7 @@ from deadcheck.errors import PatchError
 from deadcheck.forward_code import found_again, mentions_relu
 from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.rewrite_script import ceiling_of as script_ceiling
-from deadcheck.rewrite_script import leave_fast_path, rewrite_script
+from deadcheck.rewrite_script import leave_fast_path, reread, rewrite_script
 from deadcheck.scripted import Program
 from deadcheck.sites import Skipped
 from deadcheck.stand_ins import KEEPS_FUNCTION, CannotStandInError, ceiling_of, keeps_relu, module_for
@@ -142,6 +142,8 @@ class _Tree:
                 continue
             self._done[path] = rule
             old = self.model.get_submodule(path)
+            if old in made.values():  # it stands in a container that is shared too
+                continue
             new = made.get(old) or self._module(old, change)
             if new is None:
                 continue
@@ -181,8 +183,8 @@ class _Tree:
             return None
 
     def _script(self, old: torch.jit.ScriptModule, change: SiteChange) -> nn.Module:
-        """Rewrite every ReLU of a TorchScript module in place, and return it."""
-        program = Program(leave_fast_path(old))
+        """Return a TorchScript module with every ReLU rewritten."""
+        program = Program(leave_fast_path(reread(old)))
         rule = Rule(self.plan.for_site(change), change.units)
         ceilings = {place.number: script_ceiling(node) for node, place in program.operators["forward"] if place.number}
         chosen = {
@@ -192,7 +194,7 @@ class _Tree:
         }
         for item in rewrite_script(program, chosen):
             self.skipped.append(Skipped(item.what, change.site, item.reason))
-        return old
+        return program.module
 
     def _makes_input(self, path: str) -> bool:
         """Tell whether the input of a module is made for it alone, so that writing into it is of no effect."""
@@ -275,6 +277,8 @@ class _Tree:
     def catch_calls(self) -> None:
         """Give the modules in whose code ReLUs are called the class that catches them."""
         group, told = self._group, set(self._group.modules)
+        if any(isinstance(rule, Turns) for rules in group.modules.values() for rule in rules.values()):
+            told.add("")  # turns are counted from where the model is called
         if all(rule == group.everywhere for rules in group.modules.values() for rule in rules.values()):
             group.modules.clear()  # every call is treated alike, so none need be told apart
         for path, module in list(self.model.named_modules()):

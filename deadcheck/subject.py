@@ -149,10 +149,7 @@ def subject_of(path: Path | None, loaded: LoadedModel, options: LoadOptions, run
 
 def patched_script(module: torch.jit.ScriptModule, plan: PatchPlan) -> torch.jit.ScriptModule:
     """Return a TorchScript program with a patch applied; the one given stays as it is."""
-    held = BytesIO()
-    torch.jit.save(module, held)
-    held.seek(0)
-    program = Program(rewrite_script.leave_fast_path(torch.jit.load(held)))
+    program = Program(rewrite_script.leave_fast_path(rewrite_script.reread(module)))
     _all_or_none(rewrite_script.rewrite_script(program, rules_of(plan)))
     return program.module
 
