@@ -43,6 +43,13 @@ _DENIED_NAMES = frozenset(
 )  # fmt: skip
 
 
+_HARMLESS = re.compile(
+    r"torch\._dynamo\.(eval_frame\.(OptimizedModule|OptimizeContext)|convert_frame\.(CatchErrorsWrapper|ConvertFrame\w*)"
+    r"|hooks\.Hooks|repro\.after_dynamo\.WrapBackendDebug)"
+)
+"""What torch.compile leaves around a model: never looked up, the model inside is read."""
+
+
 def first_bytes(path: Path) -> bytes:
     """Return the start of a regular file; ModelFileError with what to do for everything else."""
     try:
@@ -287,6 +294,8 @@ def refuse_denied(source: str, names: Iterable[str]) -> None:
 
 def is_denied(name: str) -> bool:
     """Tell whether a global is one that runs code or reaches the system, whoever asks for it."""
+    if _HARMLESS.fullmatch(name):
+        return False
     parts = name.split(".")
     if any(".".join(parts[:i]) in _DENIED_MODULES for i in range(1, len(parts) + 1)):
         return True

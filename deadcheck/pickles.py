@@ -89,6 +89,14 @@ class Maker:
         return stored
 
 
+_GETATTR = "builtins.getattr"
+
+
+def _is_bound_method(args: Any) -> bool:
+    """Tell a method of an object in the file, which is pickled as a call of getattr and does nothing by itself."""
+    return isinstance(args, tuple) and len(args) == 2 and isinstance(args[0], Inert) and type(args[1]) is str
+
+
 class _Mark:
     """Begins a group of values on the stack."""
 
@@ -140,7 +148,8 @@ class _Reader:
         if not ended:
             raise EOFError
         root = self._pop()
-        return Pickled(root, frozenset(self.names), frozenset(self.calls), tuple(self.storages), stream.tell())
+        names = set(self.names) - ({_GETATTR} if _GETATTR not in self.calls else set())
+        return Pickled(root, frozenset(names), frozenset(self.calls), tuple(self.storages), stream.tell())
 
     def _refusal(self, what: str) -> TrustRequired:
         return TrustRequired(f"{self.source}: its pickle {what}; nothing was run; do not load this file")
@@ -209,6 +218,9 @@ class _Reader:
         name = self.spelled.get(id(function))
         if name is None:
             raise self._refusal("calls something that is no named class or function")
+        if name == _GETATTR and _is_bound_method(args):
+            self.stack.append(Inert(name, args))
+            return
         self.calls.add(name)
         self.stack.append(self.maker.called(name, args))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,20 @@ from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batch, Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
-from deadcheck.formats import LoadedModel, LoadOptions, open_model
+from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe, Watch
-from deadcheck.sites import DataIdentity, Environment, Measurement, ModelIdentity, SiteStats, Skipped
+from deadcheck.sites import DataIdentity, Environment, Measurement, SiteStats, Skipped
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Progress = Callable[[int, "int | None"], None]
 """Called after each batch with the samples done and the samples to come (None when unknown)."""
 
 
 def scan(
-    model: nn.Module | str | Path,
+    model: nn.Module | ExportedProgram | str | Path,
     data: object = None,
     *,
     batch_size: int = 64,
@@ -48,9 +51,10 @@ def scan(
 ) -> Diagnosis:
     """Measure every activation of a model on data and judge every unit.
 
-    ``model`` is a module or the path of a saved one (``load`` says how to read it). ``data`` is a tensor, array, dict
-    of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts samples. The model
-    is left exactly as it was. ``units`` maps a pattern of site keys or module paths to the axis that holds the units.
+    ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
+    tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
+    samples. The model is left exactly as it was. ``units`` maps a pattern of site keys or module paths to the axis that
+    holds the units.
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -67,9 +71,9 @@ def scan(
         call=call,
         allow_nonfinite=allow_nonfinite,
     )
-    if isinstance(model, nn.Module):
-        loaded = LoadedModel(model, ModelIdentity(None, None, None, "object", "object"), ())
-        settings = replace(settings, device=device or str(_device_of(model)))
+    if not isinstance(model, (str, Path)):
+        loaded = open_live(model)
+        settings = replace(settings, device=device or str(_device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
         loaded.module.to(_device(settings.device))

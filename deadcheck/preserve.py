@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,6 @@ import torch
 from torch import Tensor, nn
 
 _CONTAINERS = (list, dict, set, deque)
-
-_fast_path_lock = threading.Lock()
-_fast_path_users = 0
-_fast_path_was = True
 
 
 @contextmanager
@@ -53,25 +49,40 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-@contextmanager
-def transformer_fast_path_off() -> Iterator[None]:
-    """Keep encoder layers from running as one fused operator, which hides the activation inside.
+class _Switch:
+    """A flag of the whole process, off while anybody wants it off; scans in several threads share one turn of it."""
 
-    The switch is process-wide, so scans in several threads share one turn of it.
-    """
-    global _fast_path_users, _fast_path_was
-    with _fast_path_lock:
-        if _fast_path_users == 0:
-            _fast_path_was = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        _fast_path_users += 1
-    try:
+    def __init__(self, read: Callable[[], bool], write: Callable[[bool], None]) -> None:
+        self._read, self._write = read, write
+        self._lock = threading.Lock()
+        self._users = 0
+        self._was = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._was = self._read()
+                self._write(False)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._write(self._was)
+
+
+_FAST_PATH = _Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
+_OPTIMISED = _Switch(torch._C._get_graph_executor_optimize, torch._C._set_graph_executor_optimize)
+
+
+@contextmanager
+def nothing_fused() -> Iterator[None]:
+    """Keep encoder layers and TorchScript programs from running fused, which hides the activation inside."""
+    with _FAST_PATH.off(), _OPTIMISED.off():
         yield
-    finally:
-        with _fast_path_lock:
-            _fast_path_users -= 1
-            if _fast_path_users == 0:
-                torch.backends.mha.set_fastpath_enabled(_fast_path_was)
 
 
 class _Snapshot:

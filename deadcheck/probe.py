@@ -41,7 +41,7 @@ from deadcheck.layout import (
     units,
 )
 from deadcheck.places import PLACE, RECURRENT, Place, read
-from deadcheck.preserve import transformer_fast_path_off
+from deadcheck.preserve import nothing_fused
 from deadcheck.sites import Site, SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
@@ -51,10 +51,10 @@ Args = tuple[Any, ...]
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
 _OPERATOR_NAMES = {"addmm": "linear", "mm": "linear", "bmm": "linear", "_convolution": "convolution"}
 _TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
-    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch"),
-    "native_dropout": (lambda args: True, "drew a dropout mask"),
-    "bernoulli_": (lambda args: True, "drew a random mask"),
-    "bernoulli": (lambda args: True, "drew a random mask"),
+    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
+    "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
+    "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
+    "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
 }
 """Operators that do in training what a deployed model does not: when they do, and what that is."""
 
@@ -158,7 +158,7 @@ class Probe:
             _running.probe = self
             stack.callback(setattr, _running, "probe", None)
             self._thread = threading.get_ident()
-            stack.enter_context(transformer_fast_path_off())
+            stack.enter_context(nothing_fused())
             for handle in (
                 torch_module.register_module_forward_pre_hook(self._enter_module),
                 torch_module.register_module_forward_hook(self._leave_module, always_call=True),
@@ -298,7 +298,7 @@ class Probe:
             return self._activate(func, name, activation, args, kwargs)
         if name in _TRAINS and _TRAINS[name][0](args):
             path = self._path()
-            self._notes.setdefault((name, path), f"{path or 'the model'}: {_TRAINS[name][1]}, as in training")
+            self._notes.setdefault((name, path), f"{path or 'the model'}: {_TRAINS[name][1]}")
         output = func(*args, **kwargs)
         self._carry(name, rule, args, kwargs, output)
         suspect = batch.suspects.see(name, args, output)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -203,16 +204,22 @@ class _TensorMaker(pickles.Maker):
 
 def _strided(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
     """Return a view of a storage, after checking that it stays inside."""
+    kind = _checked(storage, offset, size, stride, dtype)
+    return torch.empty(0, dtype=kind).set_(storage._untyped_storage, offset, torch.Size(size), tuple(stride))
+
+
+def _checked(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> torch.dtype:
+    """Return the element type of a tensor that stays inside its storage."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise TypeError("no storage")
     numbers = (offset, *size, *stride)
     if not all(type(number) is int and 0 <= number < 1 << 60 for number in numbers) or len(size) != len(stride):
         raise ValueError("a shape that no tensor has")
-    kind = dtype or storage.dtype
+    kind: torch.dtype = dtype or storage.dtype
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else offset - 1
     if (last + 1) * kind.itemsize > storage._untyped_storage.nbytes():
         raise ValueError("a tensor larger than its storage")
-    return torch.empty(0, dtype=kind).set_(storage._untyped_storage, offset, torch.Size(size), tuple(stride))
+    return kind
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_: Any) -> Tensor:
@@ -234,8 +241,12 @@ def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> nn.Parameter:
 
 
 def _quantised(storage: Any, offset: Any, size: Any, stride: Any, parameters: Any, *_: Any) -> Tensor:
-    _strided(storage, offset, size, stride)
-    return torch._utils._rebuild_qtensor(storage, offset, size, stride, parameters, False, OrderedDict())  # type: ignore[no-any-return]
+    _checked(storage, offset, size, stride)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that quantised tensors are on their way out
+        return torch._utils._rebuild_qtensor(  # type: ignore[no-any-return]
+            storage, offset, size, stride, parameters, False, OrderedDict()
+        )
 
 
 def _sparse(layout: Any, data: Any) -> Tensor:

@@ -17,16 +17,24 @@ from deadcheck.entrypoint import resolve
 from deadcheck.errors import ModelFileError, TrustRequired, UsageError
 from deadcheck.exported import mark, static_batch
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
+from deadcheck.sites import ModelIdentity
 
 
 def open_export(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a program that ``torch.export.save`` wrote and mark its places for the probe."""
     program, read = load_program(path, options)
+    return _marked(program, identity_of(path, "pt2", read))
+
+
+def open_live(program: ExportedProgram) -> LoadedModel:
+    """Take a program that lives in memory; the module that is made of it is marked, not the program."""
+    return _marked(program, ModelIdentity(None, None, None, "object", "object"))
+
+
+def _marked(program: ExportedProgram, identity: ModelIdentity) -> LoadedModel:
     module = program.module()
     mark(module)
-    return LoadedModel(
-        module, identity_of(path, "pt2", read), batch_size=static_batch(program), example=program.example_inputs
-    )
+    return LoadedModel(module, identity, batch_size=static_batch(program), example=program.example_inputs)
 
 
 def load_program(path: Path, options: LoadOptions) -> tuple[ExportedProgram, str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from deadcheck import torch_file
 from deadcheck.errors import ModelFileError, UsageError
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
@@ -13,13 +16,33 @@ from deadcheck.pickles import Inert
 
 
 def open_pickle(path: Path, options: LoadOptions) -> LoadedModel:
-    """Read a model that torch saved, running nothing of it."""
-    data, notes = weights_in(path, torch_file.load(path).root, options.key)
+    """Read a model that torch saved, running nothing of it unless ``options.trust`` says so."""
+    held = torch_file.load(path).root
+    if options.trust:
+        return _trusted(path, options)
+    data, notes = weights_in(path, held, options.key)
     if isinstance(data, Inert):
         return _whole(path, data, options, notes)
     if not isinstance(data, dict):
         raise ModelFileError(f"{path}: holds a {type(data).__name__}, not a model or its weights; give a saved model")
     loaded = load_weights(path, data, options, "state-dict")
+    return LoadedModel(loaded.module, loaded.identity, (*notes, *loaded.warnings))
+
+
+def _trusted(path: Path, options: LoadOptions) -> LoadedModel:
+    """Let torch unpickle the file, which runs whatever it names; what is denied was refused before."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the file's own code runs here, and may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(
+            f"{path}: cannot be unpickled ({type(error).__name__}: {reason}); its classes must be importable from here"
+        ) from error
+    data, notes = weights_in(path, held, options.key)
+    if isinstance(data, nn.Module) and options.arch is None:
+        return LoadedModel(data, identity_of(path, "torch-module", "trusted"), tuple(notes))
+    state = data.state_dict() if isinstance(data, nn.Module) else data
+    loaded = load_weights(path, state, options, "state-dict")
     return LoadedModel(loaded.module, loaded.identity, (*notes, *loaded.warnings))
 
 

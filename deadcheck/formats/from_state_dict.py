@@ -134,7 +134,9 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
+    return isinstance(value, nn.Module) or (
+        isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
+    )
 
 
 def _stray(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from deadcheck import archive
 from deadcheck.errors import ModelFileError, TrustRequired, UsageError
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
 from deadcheck.scripted import Program
+from deadcheck.sites import ModelIdentity
 
 
 def open_torchscript(path: Path, options: LoadOptions) -> LoadedModel:
@@ -17,6 +19,16 @@ def open_torchscript(path: Path, options: LoadOptions) -> LoadedModel:
     program = Program(load_program(path, options))
     program.mark()
     return LoadedModel(program.module, identity_of(path, "torchscript", "trusted"))
+
+
+def open_live(module: torch.jit.ScriptModule) -> LoadedModel:
+    """Take a program that lives in memory: a copy of it is marked and measured."""
+    buffer = BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    program = Program(torch.jit.load(buffer))
+    program.mark()
+    return LoadedModel(program.module, ModelIdentity(None, None, None, "object", "object"))
 
 
 def load_program(path: Path, options: LoadOptions) -> torch.jit.ScriptModule:

@@ -6,16 +6,17 @@ import enum
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import prune
 
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import TrustRequired, UsageError
+from deadcheck.errors import ModelFileError, TrustRequired, UsageError
 from deadcheck.pickles import Global, Inert
 
 _MAX_DEPTH = 100
@@ -28,16 +29,23 @@ _GONE = ("_backend", "_is_full_backward_hook")
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 
 
+def _subclasses(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    """Yield a class and all that derive from it."""
+    yield base
+    for cls in base.__subclasses__():
+        yield from _subclasses(cls)
+
+
+_QUANTISED = "torch.ao.nn.quantized."
+
+
 def _torch_classes() -> dict[str, type[nn.Module]]:
     """Return every module class of torch.nn by its full name."""
-    found: dict[str, type[nn.Module]] = {}
-    queue: list[type[nn.Module]] = [nn.Module]
-    while queue:
-        cls = queue.pop()
-        if cls.__module__.startswith("torch.nn.modules."):
-            found[f"{cls.__module__}.{cls.__qualname__}"] = cls
-        queue += cls.__subclasses__()
-    return found
+    return {
+        f"{cls.__module__}.{cls.__qualname__}": cls
+        for cls in _subclasses(nn.Module)
+        if cls.__module__.startswith("torch.nn.modules.")
+    }
 
 
 CLASSES = _torch_classes()
@@ -93,11 +101,13 @@ class Rebuilder:
 
     def _wrapped(self, inert: Inert, path: str, depth: int) -> nn.Module | None:
         """Return the module inside a data-parallel or compiled wrapper."""
-        inner = "module" if inert.name in _WRAPPERS else "_orig_mod" if inert.name == _COMPILED else None
-        if inner is None:
+        if inert.name == _COMPILED:  # it pickles as a call with the model and what compiled it
+            child = inert.args[0] if isinstance(inert.args, tuple) and inert.args else None
+        elif inert.name in _WRAPPERS:
+            modules = inert.state.get("_modules") if isinstance(inert.state, dict) else None
+            child = modules.get("module") if isinstance(modules, Mapping) else None
+        else:
             return None
-        modules = inert.state.get("_modules") if isinstance(inert.state, dict) else None
-        child = modules.get(inner) if isinstance(modules, Mapping) else None
         if not isinstance(child, Inert):
             raise self._refusal(path, f"is a {inert.name} without a module in it")
         self.warnings.append(f"the model inside {inert.name.rpartition('.')[2]} was read")
@@ -107,6 +117,11 @@ class Rebuilder:
         cls = self._class(inert, path)
         if not issubclass(cls, nn.Module):
             raise self._refusal(path, f"is a {inert.name}, which is no module")
+        if issubclass(cls, LazyModuleMixin):
+            raise ModelFileError(
+                f"{self.source}: {path or 'the model'} is a {cls.__name__} that never ran, so it has no weights; "
+                "run the model on one batch and save it again"
+            )
         if inert.args:
             raise self._refusal(path, f"calls {inert.name} with arguments, which torch.save never writes")
         state = inert.state
@@ -126,6 +141,8 @@ class Rebuilder:
         name = inert.name
         if name in CLASSES:
             return CLASSES[name]
+        if name.startswith(_QUANTISED):
+            return self._quantised_class(name, path)
         if name in self.allowed:
             module, _, attribute = name.rpartition(".")
             if module == "__main__":
@@ -135,6 +152,17 @@ class Rebuilder:
                 )
             return resolve(f"{module}:{attribute}")
         raise TrustRequired(needs_class(self.source, name))
+
+    def _quantised_class(self, name: str, path: str) -> type[nn.Module]:
+        """Return a class of torch's quantised linear layers, whose packed weights can be packed again."""
+
+        found = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(nn.Module)}.get(name)
+        if found is None or "conv" in name.lower():
+            raise TrustRequired(
+                f"{self.source}: {path or 'the model'} is a {name}, whose packed weights only torch itself can unpack; "
+                "save the model with torch.jit.save(torch.jit.script(model), ...) and scan that with --trust"
+            )
+        return found
 
     def _attribute(self, cls: type, name: str, value: Any, path: str, depth: int) -> Any:
         where = f"{path}.{name}" if path else name
@@ -214,8 +242,19 @@ class Rebuilder:
         self._built[id(value)] = built
         return built
 
+    def _packed(self, state: Any, where: str) -> Any:
+        """Pack the weights of a quantised linear layer as ``torch.ao.nn.quantized.Linear`` does."""
+        weight, bias = state[0] if isinstance(state, tuple) and state and isinstance(state[0], tuple) else (None, None)
+        if not isinstance(weight, Tensor) or not weight.is_quantized or weight.dim() != 2:
+            raise self._refusal(where, "is packed in a way that is not known")
+        if bias is not None and not isinstance(bias, Tensor):
+            raise self._refusal(where, "is packed with a bias that is no tensor")
+        return torch.ops.quantized.linear_prepack(weight, bias)
+
     def _object(self, inert: Inert, where: str, depth: int) -> Any:
         name = inert.name
+        if name == "torch.ScriptObject":
+            return self._packed(inert.state, where)
         if name in CLASSES:
             return self.module(inert, where, depth + 1)
         if name not in self.allowed:
