@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
 from deadcheck import torch_file
@@ -344,6 +344,7 @@ class Unpacker:
             raise UsageError(f"--unpack {mode!r} is not one of auto, first, args, kwargs")
         self.mode = mode
         self._required, self._positional, self._names, self._any = _parameters(forward)
+        self._placed = _by_position(forward)
         self._said: set[str] = set()
 
     def batch(self, item: Any, warnings: list[str]) -> Batch:
@@ -385,7 +386,9 @@ class Unpacker:
             return (), item, []
         taken = {name: value for name, value in item.items() if name in self._names}
         if self.mode == "auto" and taken:
-            return (), taken, [name for name in item if name not in taken]
+            left = [name for name in item if name not in taken]
+            args = tuple(taken.pop(name) for name in self._placed) if taken.keys() >= set(self._placed) else ()
+            return args, taken, left
         first = next((name for name in _FIRST_NAMES if name in item), next(iter(item), None))
         if first is None:
             return (), {}, []
@@ -415,6 +418,16 @@ def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset
     names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     required = sum(p.default is p.empty for p in plain)
     return required, len(plain), names, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _by_position(forward: Callable[..., Any] | None) -> tuple[str, ...]:
+    """Return the parameters of an exported program that it takes by position alone, as it was exported."""
+    program = getattr(forward, "__self__", None)
+    spec = getattr(program, "_in_spec", None)
+    if not isinstance(program, fx.GraphModule) or spec is None:
+        return ()
+    keywords = spec.children()[1].context or ()
+    return tuple(name for name in inspect.signature(program.forward).parameters if name not in keywords)
 
 
 def _as_tensors(value: Any) -> Any:

@@ -9,14 +9,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from deadcheck import pipeline
 from deadcheck.config import Config
 from deadcheck.data import sample_beside
 from deadcheck.errors import PatchError, UsageError
-from deadcheck.export_job import exported_subject
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
+from deadcheck.formats.from_torchscript import load_program
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
 from deadcheck.patch_output import check_kind, write_model, write_text
 from deadcheck.patch_result import PatchResult, Written
@@ -24,7 +23,7 @@ from deadcheck.patching import Patched, Study, examine, make
 from deadcheck.plan import PatchPlan
 from deadcheck.remedies.base import Choice
 from deadcheck.rewrite import copied, rewrite
-from deadcheck.subject import ModuleTree, patched_export, patched_script, subject_of
+from deadcheck.subject import ModuleTree, Scripted, Subject, patched_script
 from deadcheck.writing import check_target
 
 
@@ -47,7 +46,8 @@ class PatchOptions:
     dry_run: bool = False
 
 
-Model = TypeVar("Model", bound="nn.Module | ExportedProgram")
+Model = TypeVar("Model")
+"""A module, a TorchScript program or an ``ExportedProgram``."""
 
 
 def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = False) -> Model:
@@ -60,11 +60,8 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
     cannot be reached.
     """
     plan = patch if isinstance(patch, PatchPlan) else read_plan(Path(patch))
-    if isinstance(model, (torch.jit.ScriptModule, ExportedProgram)):
-        if inplace:
-            raise PatchError("a program is patched in a copy; leave out inplace=True and take what is returned")
-        made = patched_script(model, plan) if isinstance(model, torch.jit.ScriptModule) else patched_export(model, plan)
-        return cast(Model, made)
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
+        return cast(Model, _patched_program(model, plan, inplace=inplace))
     done = rewrite(model if inplace else copied(model), plan)
     named = {change.site for change in plan.sites}
     for item in done.skipped:
@@ -72,6 +69,20 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
             raise PatchError(f"{item.where}: the {item.what} cannot be changed: {item.reason}")
         warnings.warn(f"{item.where}: {item.reason}", stacklevel=2)
     return cast(Model, done.model)
+
+
+def _patched_program(model: Any, plan: PatchPlan, *, inplace: bool) -> Any:
+    if inplace:
+        raise PatchError("a program is patched in a copy; leave out inplace=True and take what is returned")
+    if isinstance(model, torch.jit.ScriptModule):
+        return patched_script(model, plan)
+    from torch.export import ExportedProgram
+
+    from deadcheck.exported_subject import patched_export
+
+    if not isinstance(model, ExportedProgram):
+        raise PatchError(f"a {type(model).__name__} is no model; give a module, or a TorchScript or exported program")
+    return patched_export(model, plan)
 
 
 def patch_file_for(options: PatchOptions) -> Path | None:
@@ -96,7 +107,7 @@ def run(
     plan = None if options.from_file is None else read_plan(options.from_file)
     loaded = open_model(path, load)
     loaded.module.to(torch.device(config.scan.device))
-    subject = subject_of(path, loaded, load, pipeline.runnable(loaded.module), config.scan.call)
+    subject = subject_of(path, loaded, load, config.scan.call)
     study = Study(subject, config, progress=progress, has_data=_has_data(loaded, config))
     if options.output is not None:
         check_kind(options.output, subject)
@@ -120,6 +131,17 @@ def run(
     return replace(result, written=tuple(written))
 
 
+def subject_of(path: Path, loaded: LoadedModel, options: LoadOptions, call: str) -> Subject:
+    """Return what is patched in a loaded model."""
+    if loaded.identity.format == "torchscript":
+        return Scripted(loaded, lambda: load_program(path, options), call)
+    if loaded.identity.format == "pt2":
+        from deadcheck.exported_subject import from_file  # on demand: torch.export takes a while to import
+
+        return from_file(loaded, path, options)
+    return ModuleTree(loaded, pipeline.runnable(loaded.module))
+
+
 def _has_data(loaded: LoadedModel, config: Config) -> bool:
     path = loaded.identity.path
     return config.scan.data is not None or (path is not None and sample_beside(Path(path)) is not None)
@@ -132,9 +154,11 @@ def _write(study: Study, patched: Patched, output: Path, choice: Choice) -> Writ
         return write_model(output, study.subject, patched.made, answer)
     if not study.has_data:
         raise UsageError(f"{output}: to export a model it must be run on data; add --data FILE")
+    from deadcheck.exported_subject import exported_from  # on demand: torch.export takes a while to import
+
     batch = pipeline.placed(study.model, study.config.scan, next(study.batches()))
     with study.running(study.model):
-        subject = exported_subject(study.loaded, study.model, batch)
+        subject = exported_from(study.loaded, study.model, batch)
     program = Study(subject, study.config)
     made = make(program, replace(choice, replacement=patched.plan.replacement))
     # Exporting may take operators apart, which rounds differently: that much is allowed, and no more.

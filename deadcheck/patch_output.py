@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deadcheck.errors import PatchError, UsageError
 from deadcheck.patch_result import Written
-from deadcheck.subject import Exported, Made, ModuleTree, Scripted, Subject
+from deadcheck.subject import Made, ModuleTree, Subject
 from deadcheck.substitute import original_class
 from deadcheck.unit_slope import StandIn
 from deadcheck.writing import write_safely
@@ -28,10 +28,10 @@ def check_kind(path: Path, subject: Subject) -> None:
             f"{path}: holds weights alone, and a patch leaves those as they are; the patch file says the rest "
             "(--patch-file names it), and a .pt2 holds both"
         )
-    is_export = isinstance(subject, Exported)
-    if is_export != (path.suffix == ".pt2") and not isinstance(subject, ModuleTree):
-        is_a = "an exported program; name the output .pt2" if is_export else "TorchScript; name the output .pt"
-        raise UsageError(f"{path}: the model is {is_a}")
+    if not isinstance(subject, ModuleTree) and (path.suffix == ".pt2") != (subject.suffix == ".pt2"):
+        raise UsageError(
+            f"{path}: the model is {subject.kind}, and is written as one; name the output {subject.suffix}"
+        )
     if isinstance(subject, ModuleTree) and path.suffix != ".pt2":
         foreign = sorted({_name(cls) for cls in map(original_class, subject.module.modules()) if not _is_found(cls)})
         if foreign:
@@ -43,12 +43,11 @@ def check_kind(path: Path, subject: Subject) -> None:
 
 def write_model(path: Path, subject: Subject, made: Made, answer: Answer | None) -> Written:
     """Save a patched model in the format that it came in; PatchError where what was saved is not what was made."""
-    save, load, what = _FORMATS[type(subject)]
 
     def write(temporary: Path) -> None:
         try:
-            save(made.product, str(temporary))
-            loaded = load(str(temporary))
+            subject.save(made, temporary)
+            loaded = subject.read_back(temporary)
         except OSError:
             raise
         except Exception as error:  # the model's own objects are saved, and may raise anything
@@ -59,23 +58,7 @@ def write_model(path: Path, subject: Subject, made: Made, answer: Answer | None)
         _compare(path, made.module, loaded, answer)
 
     write_safely(path, write)
-    return Written(str(path), what, needs_of(made.module) if isinstance(subject, ModuleTree) else None)
-
-
-_FORMATS: dict[type[Subject], tuple[Callable[..., None], Callable[[str], nn.Module], str]] = {
-    # Our own files, of a moment ago: what they hold may run.
-    ModuleTree: (
-        torch.save,
-        lambda path: torch.load(path, map_location="cpu", weights_only=False),
-        "the patched model, whole",
-    ),
-    Scripted: (
-        torch.jit.save,
-        lambda path: torch.jit.load(path, map_location="cpu"),
-        "the patched TorchScript program",
-    ),
-    Exported: (torch.export.save, lambda path: torch.export.load(path).module(), "the patched program"),
-}
+    return Written(str(path), subject.what, needs_of(made.module) if isinstance(subject, ModuleTree) else None)
 
 
 def write_text(path: Path, text: str, what: str) -> Written:

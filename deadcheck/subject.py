@@ -5,19 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from deadcheck import exported, rewrite_export, rewrite_script
+from deadcheck import rewrite_script
 from deadcheck.errors import PatchError
-from deadcheck.formats.base import LoadedModel, LoadOptions
-from deadcheck.formats.from_export import load_program as load_exported
-from deadcheck.formats.from_torchscript import load_program as load_scripted
+from deadcheck.formats.base import LoadedModel
 from deadcheck.plan import PatchPlan, SiteChange
 from deadcheck.rewrite import copied, rewrite
 from deadcheck.scripted import Program
@@ -41,6 +37,14 @@ class Made:
 class Subject(ABC):
     """A model that can be patched. It is never changed itself: each ``made`` starts anew."""
 
+    kind: str
+    """What it is, for people."""
+
+    what: str
+    """What is written."""
+
+    suffix: str
+
     def __init__(self, loaded: LoadedModel, module: nn.Module) -> None:
         self.loaded = loaded
         self.module = module
@@ -54,9 +58,27 @@ class Subject(ABC):
     def function(self, plan: PatchPlan, change: SiteChange, made: Made, ceiling: float) -> Callable[[Tensor], Tensor]:
         """Return what stands at a site, as a function of its own."""
 
+    @abstractmethod
+    def save(self, made: Made, path: Path) -> None:
+        """Write what was made to a file."""
+
+    @abstractmethod
+    def read_back(self, path: Path) -> nn.Module:
+        """Load a file of our own, of a moment ago: what it holds may run."""
+
 
 class ModuleTree(Subject):
     """A tree of Python modules."""
+
+    kind, what, suffix = "a model made of modules", "the patched model, whole", ".pt"
+
+    def save(self, made: Made, path: Path) -> None:
+        """Write the whole module."""
+        torch.save(made.product, path)
+
+    def read_back(self, path: Path) -> nn.Module:
+        """Load the whole module."""
+        return torch.load(path, map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
 
     def made(self, plan: PatchPlan) -> Made:
         """Return a patched copy that shares the model's weights."""
@@ -73,7 +95,7 @@ class ModuleTree(Subject):
         return lambda x: run(x, False)
 
 
-class _Program(Subject):
+class ProgramSubject(Subject):
     """A program, which is read again for each change."""
 
     _function_of: Callable[..., Callable[[Tensor], Tensor]]
@@ -84,10 +106,19 @@ class _Program(Subject):
         return self._function_of(rule, ceiling=ceiling)
 
 
-class Scripted(_Program):
+class Scripted(ProgramSubject):
     """A TorchScript program; ``read`` gives it anew."""
 
+    kind, what, suffix = "a TorchScript program", "the patched program", ".pt"
     _function_of = staticmethod(rewrite_script.function_of)
+
+    def save(self, made: Made, path: Path) -> None:
+        """Write the program."""
+        torch.jit.save(made.product, str(path))
+
+    def read_back(self, path: Path) -> nn.Module:
+        """Load the program."""
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
 
     def __init__(self, loaded: LoadedModel, read: Callable[[], torch.jit.ScriptModule], method: str) -> None:
         # Measured without the fused layers of torch, as the patched program runs: their operators can be replaced.
@@ -109,24 +140,6 @@ class Scripted(_Program):
         return Made(marked.module, program.module, tuple(skipped))
 
 
-class Exported(_Program):
-    """An exported program; ``read`` gives it anew."""
-
-    _function_of = staticmethod(rewrite_export.function_of)
-
-    def __init__(self, loaded: LoadedModel, read: Callable[[], ExportedProgram]) -> None:
-        super().__init__(loaded, loaded.module)
-        self._read = read
-
-    def made(self, plan: PatchPlan) -> Made:
-        """Return the program with its operators replaced, and the module that runs it, with marks."""
-        program = self._read()
-        skipped = rewrite_export.rewrite_export(program, rules_of(plan))
-        module = program.module()
-        exported.mark(module)
-        return Made(module, program, tuple(skipped))
-
-
 def rules_of(plan: PatchPlan) -> dict[int, Rule]:
     """Return what stands in for each operator of a program, by its number; PatchError for a patch of modules."""
     rules = {}
@@ -137,33 +150,14 @@ def rules_of(plan: PatchPlan) -> dict[int, Rule]:
     return rules
 
 
-def subject_of(path: Path | None, loaded: LoadedModel, options: LoadOptions, runs: nn.Module, call: str) -> Subject:
-    """Return what is patched in a loaded model; ``runs`` is the module that a scan runs."""
-    kind = loaded.identity.format
-    if path is not None and kind == "torchscript":
-        return Scripted(loaded, lambda: load_scripted(path, options), call)
-    if path is not None and kind == "pt2":
-        return Exported(loaded, lambda: load_exported(path, options)[0])
-    return ModuleTree(loaded, runs)
-
-
 def patched_script(module: torch.jit.ScriptModule, plan: PatchPlan) -> torch.jit.ScriptModule:
     """Return a TorchScript program with a patch applied; the one given stays as it is."""
     program = Program(rewrite_script.leave_fast_path(rewrite_script.reread(module)))
-    _all_or_none(rewrite_script.rewrite_script(program, rules_of(plan)))
+    all_or_none(rewrite_script.rewrite_script(program, rules_of(plan)))
     return program.module
 
 
-def patched_export(program: ExportedProgram, plan: PatchPlan) -> ExportedProgram:
-    """Return an exported program with a patch applied; the one given stays as it is."""
-    held = BytesIO()
-    torch.export.save(program, held)
-    held.seek(0)
-    copy = torch.export.load(held)
-    _all_or_none(rewrite_export.rewrite_export(copy, rules_of(plan)))
-    return copy
-
-
-def _all_or_none(skipped: list[Skipped]) -> None:
+def all_or_none(skipped: list[Skipped]) -> None:
+    """Raise PatchError where something could not be changed."""
     if skipped:
         raise PatchError(f"{skipped[0].where}: the {skipped[0].what} cannot be changed: {skipped[0].reason}")
