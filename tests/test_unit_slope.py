@@ -91,7 +91,8 @@ def test_units_that_cannot_be_in_a_tensor_are_refused() -> None:
 
 RELUS = (nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(0, 3), nn.Threshold(0, 0))
 SOME = (None, Units(5, ((1, 2),), "u5", 2), Units(5, ((1, 2),), "u5", 3), Units(4, ((0, 0), (3, 3)), "u4 . .", 4),
-        Units(3, ((1, 1),), "u3*p2", 2), Units(12, ((1, 5),), "u3:4 . u4", 4), Units(3, ((1, 1),), "n*u3", 1))  # fmt: skip
+        Units(3, ((1, 1),), "u3*p2", 2), Units(12, ((1, 5),), "u3:4 . u4", 4),
+        Units(3, ((1, 1),), "n*u3", 1))  # fmt: skip
 KINDS = (Replacement(Kind.LEAKY, 0.3), Replacement(Kind.PRELU, 0.25), Replacement(Kind.ELU, 1.0),
          Replacement(Kind.GELU, None), Replacement(Kind.SILU, None))  # fmt: skip
 
