@@ -11,6 +11,7 @@ from torch import nn
 
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, diagnose
 from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.ranges import Ranges, mask_of
 from deadcheck.reach import Sightings
 from deadcheck.sites import Family, SiteStats, Skipped
 
@@ -77,9 +78,7 @@ def _is_relu(record: Any) -> bool:
     return kind.family is Family.RECTIFIER and kind.on == 0 and kind.name != "prelu"
 
 
-def _joined(changed: SiteStats, kept: SiteStats, ranges: Iterable[tuple[int, int]]) -> SiteStats:
-    mask = np.zeros(changed.site.units, bool)
-    for first, last in ranges:
-        mask[first : last + 1] = True
+def _joined(changed: SiteStats, kept: SiteStats, ranges: Ranges) -> SiteStats:
+    mask = mask_of(ranges, changed.site.units)
     arrays = {f.name for f in fields(changed) if isinstance(getattr(changed, f.name), np.ndarray)}
     return replace(changed, **{name: np.where(mask, getattr(changed, name), getattr(kept, name)) for name in arrays})

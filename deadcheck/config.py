@@ -1,22 +1,31 @@
-"""Settings from a YAML file and from flags, as one frozen record that knows where each value came from."""
+"""Settings from a file and from flags, as one frozen record that knows where each value came from."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from deadcheck.errors import ConfigError
+from deadcheck.kinds import Kind, Rows, Section
+from deadcheck.policy import Compare, Ignore, LayerPolicy, Policy
+from deadcheck.settings import FIELDS, SETTINGS, kind_of
+from deadcheck.shares import spelled
+from deadcheck.strict_yaml import FaultError, Plain, line_of, toml_root, yaml_root
+
+__all__ = ["FIELDS", "FILE_NAME", "Config", "ModelEntry", "ScanSettings", "Thresholds", "find_config", "load_config"]
 
 FILE_NAME = "deadcheck.yaml"
-_MAX_BYTES = 1 << 20
-_MAX_DEPTH = 20
+PRESETS = ("default", "ci-strict", "ci-ratchet", "transformer")
+_PROJECT = "pyproject.toml"
+_MAX_EXTENDS = 5
 _TRUST = ("trust", "allow_class", "allow_classes", "allow-class")
 
 
@@ -88,128 +97,36 @@ class ScanSettings:
 
 
 @dataclass(frozen=True)
+class ModelEntry:
+    """One model, or pattern of models, that a project's gate judges."""
+
+    path: str
+    arch: str | None = None
+    """Code of the project that builds it; trust in the file itself cannot be given here."""
+
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    key: str | None = None
+    data: str | None = None
+    """As ``scan.data``, for this model; None leaves that."""
+
+    baseline: str | None = None
+    """JSON report to compare with."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run."""
 
     scan: ScanSettings = ScanSettings()
     thresholds: Thresholds = Thresholds()
+    policy: Policy = field(default_factory=Policy)
+    models: tuple[ModelEntry, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where each value that is not a default came from: ``deadcheck.yaml:12``, or ``flag``."""
 
 
-class _FaultError(ValueError):
-    """One value is wrong; the text says how to write it."""
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        raise _FaultError(f"{value!r} is a string in YAML 1.1; write a dot and a sign, as 1.0e-3")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _FaultError(f"{value!r} is not a number")
-    return float(value)
-
-
-def _share(value: Any) -> float:
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
-        value = float(value.rstrip("% ")) / 100
-    elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
-        raise _FaultError(f"{value} could mean {value}% or {value} times; write {value}% or {value / 100}")
-    number = _number(value)
-    if not 0 <= number <= 1:
-        raise _FaultError(f"{value!r} is not a share; write it as 5% or 0.05")
-    return number
-
-
-def _rate(value: Any) -> float:
-    number = _share(value)
-    if not 0 < number < 1:
-        raise _FaultError(f"{value!r} must be above 0 and below 1")
-    return number
-
-
-def _shares(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise _FaultError(f"{value!r} is not a list; write it as [0.0, 0.025]")
-    return tuple(_share(item) for item in value)
-
-
-def _whole(least: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise _FaultError(f"{value!r} is not a whole number of at least {least}")
-        return value
-
-    return read
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _FaultError(f"{value!r} is not text; put it in quotes")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _FaultError(f"{value!r} is not true or false")
-    return value
-
-
-def _one_of(*names: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in names:
-            raise _FaultError(f"{value!r} is not one of {', '.join(names)}")
-        return str(value)
-
-    return read
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    items = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(_whole(1)(item) for item in items)
-
-
-def _axes(value: Any) -> tuple[tuple[str, int], ...]:
-    if isinstance(value, tuple):
-        return value
-    if not isinstance(value, dict) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value.values()):
-        raise _FaultError(f"{value!r} is not a mapping of patterns to axes; write it as {{'encoder.*': -1}}")
-    return tuple((str(pattern), axis) for pattern, axis in value.items())
-
-
-def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else read(value)
-
-
-_READERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "scan": {
-        "data": _or_none(_text),
-        "batch_size": _whole(1),
-        "max_samples": _or_none(_whole(1)),
-        "unpack": _one_of("auto", "first", "args", "kwargs"),
-        "input_shape": _or_none(_shape),
-        "allow_nonfinite": _flag,
-        "device": _text,
-        "seed": _whole(0),
-        "gates": _flag,
-        "units": _axes,
-        "call": _text,
-    },
-    "thresholds": {
-        "delta": _rate,
-        "p_dead": _rate,
-        "p_rare": _rate,
-        "tau": _share,
-        "taus": _shares,
-        "shallow": _number,
-        "deep": _number,
-        "explosion_growth": _number,
-        "warn_layer_dead": _share,
-    },
-}
-
-
 def load_config(path: Path | None = None, flags: Mapping[str, object] | None = None) -> Config:
-    """Read a configuration file (None: the nearest ``deadcheck.yaml`` upward) and lay flags over it.
+    """Read a configuration file (None: the nearest one upward) and lay flags over it.
 
     ``flags`` maps dotted names (``scan.batch_size``) to values. Raises ConfigError with every fault of the file, each
     with its line.
@@ -218,29 +135,109 @@ def load_config(path: Path | None = None, flags: Mapping[str, object] | None = N
     values, origins = _read_file(found) if found is not None else ({}, {})
     faults = []
     for name, value in (flags or {}).items():
-        section, _, key = name.partition(".")
+        flag = f"--{name.partition('.')[2].replace('_', '-')}"
         try:
-            values[name] = _READERS[section][key](value)
-        except _FaultError as fault:
-            faults.append(f"--{key.replace('_', '-')}: {fault}")
-        origins[name] = f"--{key.replace('_', '-')}"
+            values[name] = kind_of(name).read(value)
+        except FaultError as fault:
+            faults.append(f"{flag}: {fault}")
+        origins[name] = flag
     _raise(faults)
-    config = Config(origins=origins)
-    return replace(
-        config,
-        scan=replace(config.scan, **_section(values, "scan")),
-        thresholds=replace(config.thresholds, **_section(values, "thresholds")),
-    )
+    return _built(values, origins)
 
 
 def find_config(start: Path) -> Path | None:
-    """Return the nearest ``deadcheck.yaml`` in ``start`` or above, up to the repository's root."""
+    """Return the nearest configuration file in ``start`` or above, up to the repository's root.
+
+    That is a ``deadcheck.yaml``, or else a ``pyproject.toml`` with a table ``tool.deadcheck``.
+    """
     for folder in (start, *start.parents):
         if (folder / FILE_NAME).is_file():
             return folder / FILE_NAME
+        project = folder / _PROJECT
+        if project.is_file() and "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace"):
+            return project
         if (folder / ".git").exists():
             return None
     return None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it stands."""
+
+    name: str
+    spelled: str
+    origin: str
+    """File and line, flag, or ``default``."""
+
+
+def settings_of(config: Config) -> list[Setting]:
+    """Return every setting of a configuration, with where it came from."""
+    out = []
+    for section, names in FIELDS.items():
+        part = getattr(config, section)
+        out += [(f"{section}.{name}", _spelled(getattr(part, name))) for name in names]
+    out += [(f"models[{i}].{name}", _spelled(getattr(entry, name))) for i, entry in enumerate(config.models)
+            for name in ("path", "arch", "key", "data", "baseline") if getattr(entry, name) is not None]  # fmt: skip
+    return [
+        Setting(name, text, config.origins.get(name, config.origins.get(name.partition("[")[0], "default")))
+        for name, text in out
+    ]
+
+
+def _spelled(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case Fraction():
+            return spelled(value)
+        case Enum():
+            return str(value.value)
+        case LayerPolicy() | Ignore():
+            parts = ((f.name, getattr(value, f.name)) for f in fields(value))
+            return "{" + ", ".join(f"{name}: {_spelled(part)}" for name, part in parts if part is not None) + "}"
+        case Mapping():
+            return "{" + ", ".join(f"{name}: {_spelled(part)}" for name, part in value.items()) + "}"
+        case tuple():
+            return "[" + ", ".join(_spelled(part) for part in value) + "]"
+        case _:
+            return str(value)
+
+
+def preset_file(name: str) -> Path:
+    """Return the file of a preset: in the installed package, or in the checkout that runs."""
+    package = Path(__file__).parent
+    installed = package / "configs" / f"{name}.yaml"
+    return installed if installed.is_file() else package.parent / "configs" / f"{name}.yaml"
+
+
+def _built(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    thresholds = replace(Thresholds(), **_section(values, "thresholds"))
+    limits = _section(values, "policy")
+    if "compare" in limits:
+        limits["compare"] = Compare(limits["compare"])
+    if "layers" in limits:
+        limits["layers"] = tuple(_layer(row) for row in limits["layers"])
+    if "ignores" in limits:
+        limits["ignores"] = tuple(Ignore(**row) for row in limits["ignores"])
+    # The share at which the scan warns is the one at which the gate warns.
+    limits["warn_layer_dead"] = Fraction(str(thresholds.warn_layer_dead))
+    limits["explosion_growth"] = thresholds.explosion_growth
+    return Config(
+        scan=replace(ScanSettings(), **_section(values, "scan")),
+        thresholds=thresholds,
+        policy=replace(Policy(), **limits),
+        models=tuple(ModelEntry(**row) for row in values.get("models", ())),
+        origins=dict(origins),
+    )
+
+
+def _layer(row: Mapping[str, Any]) -> LayerPolicy:
+    """Build what holds for some layers; a limit that is off there allows all of a layer, one not given is inherited."""
+    given: dict[str, Any] = {name: Fraction(1) if value is None else value for name, value in row.items()}
+    return LayerPolicy(**given)
 
 
 def _section(values: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -252,61 +249,50 @@ def _raise(faults: list[str]) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such configuration file; check the path given with --config")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is; check the path")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error}); check the file") from error
-    try:
-        root = _compose(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark is not None else 1
-        raise ConfigError(
-            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}; correct the line"
-        ) from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply; a configuration has two levels") from error
+def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
     reader = _Reader(path)
-    values = reader.top(root)
+    root = toml_root(path) if path.suffix == ".toml" else yaml_root(path)
+    own = {} if root is None else dict(reader.settings(root, SETTINGS, ""))
     _raise(reader.faults)
-    return values, reader.origins
-
-
-def _compose(text: str) -> yaml.Node | None:
-    return yaml.compose(text, Loader=yaml.SafeLoader)
+    base = own.pop("extends", None)
+    if base is None:
+        return own, reader.origins
+    if depth == _MAX_EXTENDS:
+        raise ConfigError(f"{path}: extends goes round or too deep; name a preset or one file of your own")
+    file = preset_file(base) if base in PRESETS else Path(base)
+    if not file.is_file():
+        near = difflib.get_close_matches(Path(base).name, PRESETS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are the presets {', '.join(PRESETS)}"
+        raise ConfigError(f"{path}: extends: no such preset or file {base!r}; {hint}")
+    values, origins = _read_file(file, depth + 1)
+    return {**values, **own}, {**origins, **reader.origins}
 
 
 class _Reader:
-    """Turns YAML nodes into values, gathering faults with their lines."""
+    """Turns nodes into settings, gathering faults with their lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.faults: list[str] = []
         self.origins: dict[str, str] = {}
-        self._seen: set[int] = set()
+        self._plain = Plain()
 
-    def top(self, root: yaml.Node | None) -> dict[str, Any]:
-        """Read the whole file."""
-        values: dict[str, Any] = {}
-        if root is None:
-            return values
-        for section, node in self._items(root, "", tuple(_READERS)):
-            readers = _READERS[section]
-            if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
+    def settings(self, node: yaml.Node, part: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Yield every setting under a node with its dotted name."""
+        for key, item in self._items(node, prefix, tuple(part.fields)):
+            name, kind = f"{prefix}{key}", part.fields[key]
+            if isinstance(kind, Section):
+                if not (isinstance(item, yaml.ScalarNode) and item.tag.endswith(":null")):
+                    yield from self.settings(item, kind, f"{name}.")
                 continue
-            for key, item in self._items(node, f"{section}.", tuple(readers)):
-                name = f"{section}.{key}"
-                try:
-                    values[name] = readers[key](self._plain(item))
-                except _FaultError as fault:
-                    self._fault(item, f"{name}: {fault}")
-                self.origins[name] = f"{self.path.name}:{item.start_mark.line + 1}"
-        return values
+            try:
+                value = self._rows(item, kind.row, name) if isinstance(kind, Rows) else self._value(item, kind)
+            except FaultError as fault:
+                self._fault(item, f"{name}: {fault}")
+                continue
+            line = line_of(item)
+            self.origins[name] = self.path.name if line is None else f"{self.path.name}:{line}"
+            yield name, value
 
     def _items(self, node: yaml.Node, prefix: str, names: tuple[str, ...]) -> Iterator[tuple[str, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
@@ -327,35 +313,50 @@ class _Reader:
                 yield name, value
             met.add(name)
 
-    def _plain(self, node: yaml.Node, depth: int = 0) -> Any:
-        """Return the value of a node, without anchors, aliases and tags."""
-        if id(node) in self._seen:
-            raise _FaultError("aliases (*name) are not allowed; write the value out")
-        self._seen.add(id(node))
-        if depth > _MAX_DEPTH:
-            raise _FaultError("nested too deeply")
-        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self._plain(item, depth + 1) for item in node.value]
-        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            keys = [key.value for key, _ in node.value]
-            if len(set(map(str, keys))) != len(keys):
-                raise _FaultError("a key stands twice; keep one")
-            return {str(key.value): self._plain(value, depth + 1) for key, value in node.value}
-        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in _SCALARS:
-            raise _FaultError(f"the tag {node.tag} is not allowed; write a plain value")
-        try:
-            return yaml.SafeLoader("").construct_object(node)
-        except (ValueError, yaml.YAMLError) as error:
-            raise _FaultError(f"{node.value!r} cannot be read ({error})") from error
+    def _rows(self, node: yaml.Node, row: Section, name: str) -> tuple[dict[str, Any], ...]:
+        self._plain.met(node)
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
+            return ()
+        if not isinstance(node, yaml.SequenceNode):
+            raise FaultError("must be a list; begin each entry with a dash")
+        return tuple(self._row(item, row, f"{name}[{i}].") for i, item in enumerate(node.value))
+
+    def _row(self, node: yaml.Node, row: Section, prefix: str) -> dict[str, Any]:
+        self._plain.met(node)
+        if row.shorthand is not None and isinstance(node, yaml.ScalarNode):
+            kind = row.fields[row.shorthand]
+            assert isinstance(kind, Kind)
+            return {row.shorthand: self._placed(kind.read(node.value))}
+        values = {}
+        for key, item in self._items(node, prefix, tuple(row.fields)):
+            kind = row.fields[key]
+            assert isinstance(kind, Kind)
+            try:
+                values[key] = self._value(item, kind)
+            except FaultError as fault:
+                values[key] = None
+                self._fault(item, f"{prefix}{key}: {fault}")
+        if isinstance(node, yaml.MappingNode):
+            for missing in (key for key in row.required if key not in values):
+                self._fault(node, f"{prefix.rstrip('.')} needs {missing}; add '{missing}: ...'")
+        return values
+
+    def _value(self, node: yaml.Node, kind: Kind) -> Any:
+        if kind.raw and isinstance(node, yaml.ScalarNode):
+            self._plain.met(node)
+            return kind.read(node.value)
+        value = kind.read(self._plain.of(node))
+        return self._placed(value) if kind.place and isinstance(value, str) else value
+
+    def _placed(self, text: str) -> str:
+        """Return a path as seen from here, where it was given from the file's folder."""
+        folder = self.path.parent
+        name = text.partition(":")[0] if ".py:" in text else text
+        is_name = text in ("random", *PRESETS) or (":" in name and not Path(name).is_absolute())
+        if is_name or Path(name).is_absolute() or folder.resolve() == Path.cwd():
+            return text
+        return str(folder / text)
 
     def _fault(self, node: yaml.Node, text: str) -> None:
-        self.faults.append(f"{self.path}:{node.start_mark.line + 1}: {text}")
-
-
-_SCALARS = ("str", "int", "float", "bool", "null")
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "scan": tuple(f.name for f in fields(ScanSettings)),
-    "thresholds": tuple(f.name for f in fields(Thresholds)),
-}
-"""Every setting by section, as a configuration file spells it."""
+        line = line_of(node)
+        self.faults.append(f"{self.path}: {text}" if line is None else f"{self.path}:{line}: {text}")

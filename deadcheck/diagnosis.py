@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 
 from deadcheck.confidence import firing_bound, never_fired_bound, settled_below
 from deadcheck.config import Thresholds
+from deadcheck.ranges import ranges_of
+from deadcheck.shares import reaches
 from deadcheck.sites import Family, InputSummary, Measurement, SiteStats
 
 
@@ -173,12 +176,7 @@ class SiteDiagnosis:
 
     def ranges(self, verdict: Verdict) -> list[tuple[int, int]]:
         """Return the units of a verdict as inclusive ranges."""
-        index = np.flatnonzero(self.codes == _CODE[verdict])
-        if not index.size:
-            return []
-        cuts = np.flatnonzero(np.diff(index) > 1)
-        starts, stops = np.r_[index[0], index[cuts + 1]], np.r_[index[cuts], index[-1]]
-        return [(int(a), int(b)) for a, b in zip(starts, stops, strict=True)]
+        return list(ranges_of(self.codes == _CODE[verdict]))
 
     def verdict(self, unit: int) -> Verdict:
         """Return the verdict on one unit."""
@@ -374,6 +372,8 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
 def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]:
     counts, units, key = site.counts, site.units, site.key
     off = counts[Verdict.DEAD] + counts[Verdict.SILENT]
+    # Exact: 0.07 * 100 is above 7 in binary.
+    worth = Fraction(str(limits.warn_layer_dead))
     if counts[Verdict.INVALID]:
         yield Finding(
             "invalid", "error", key,
@@ -386,7 +386,7 @@ def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]
             f"{key}: no unit ever fired, so nothing passes this layer, and no gradient passes it back; check that the "
             "data is prepared as in training, then the layer's biases and the learning rate",
         )  # fmt: skip
-    elif counts[Verdict.DEAD] >= limits.warn_layer_dead * units and counts[Verdict.DEAD]:
+    elif reaches(counts[Verdict.DEAD], units, worth):
         yield Finding(
             "layer-mostly-dead", "warning", key,
             f"{key}: {counts[Verdict.DEAD]:,} of {units:,} units are dead; a network can work well with fewer units "
@@ -397,7 +397,7 @@ def _site_findings(site: SiteDiagnosis, limits: Thresholds) -> Iterator[Finding]
         (Verdict.SATURATED, "saturated", "units never left a rail, so no gradient passes them"),
     ):
         if counts[verdict]:
-            level = "warning" if counts[verdict] >= limits.warn_layer_dead * units else "note"
+            level = "warning" if reaches(counts[verdict], units, worth) else "note"
             yield Finding(slug, level, key, f"{key}: {counts[verdict]:,} of {units:,} {words}")
 
 

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     """Could not do the job: usage, config, unreadable file, mismatch, or a crash."""
 
     NOTHING_JUDGED = 3
-    """Nothing to judge: no activation seen, or no samples."""
+    """Nothing to judge: no activation, no or too few samples; at a gate also random data, a baseline of other data."""
 
     REFUSED = 4
     """Refused: reading this would need trust."""
@@ -74,3 +74,9 @@ class TrustRequired(DeadcheckError):
     """Reading the file would need trust that was not given."""
 
     exit_code = ExitCode.REFUSED
+
+
+def internal_error(error: Exception) -> str:
+    """Say that a fault is ours; what is not a DeadcheckError was not foreseen."""
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return f"internal error ({type(error).__name__}: {reason}); run again with --debug and report it"

@@ -19,6 +19,7 @@ import yaml
 from deadcheck import __version__
 from deadcheck.errors import PatchError
 from deadcheck.plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
+from deadcheck.strict_yaml import FaultError, Plain
 
 VERSION = 1
 FILE_NAME = "deadcheck.patch.yaml"
@@ -104,30 +105,14 @@ def read_plan(path: Path) -> PatchPlan:
 def parse_plan(text: str, source: str = "the patch file") -> PatchPlan:
     """Read the text of a patch file; PatchError names the first fault."""
     try:
-        top = yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        top = None if root is None else Plain().of(root)
+    except (yaml.YAMLError, RecursionError, FaultError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise PatchError(f"{source}{line}: not a patch file: {problem}; make it again with deadcheck patch") from error
     return _Reader(source).plan(top)
-
-
-class _Loader(yaml.SafeLoader):
-    """Takes plain values only: an alias could unfold without end, and of two equal keys one would vanish."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value]
-        double = next((key for key, _ in node.value if names.count(key.value) > 1), None) if len(names) < 100 else None
-        if double is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{double.value} stands twice", double.start_mark)
-        return super().construct_mapping(node, deep=deep)
 
 
 class _Reader:
@@ -203,12 +188,13 @@ class _Reader:
             return None
         self._keys(entry, f"{where}: units", "of", "replaced", "layout", "rank")
         count = self._whole(entry.get("of"), f"{where}: units.of")
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         for part in str(entry.get("replaced", "")).replace(" ", "").split(","):
             match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-            if match is None or not int(match[1]) <= int(match[2] or match[1]) < count:
-                raise self._fault(f"{where}: units.replaced: {part!r} is no range of units below {count}")
-            ranges.append((int(match[1]), int(match[2] or match[1])))
+            first, last = (0, -1) if match is None else (int(match[1]), int(match[2] or match[1]))
+            if not (ranges[-1][1] if ranges else -1) < first <= last < count:
+                raise self._fault(f"{where}: units.replaced: {part!r} is no range of units below {count}, in order")
+            ranges.append((first, last))
         layout = self._text(entry.get("layout"), f"{where}: units.layout")
         wrong = layout_fault(layout, count)
         if wrong:

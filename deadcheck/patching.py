@@ -27,6 +27,7 @@ from deadcheck.patch_result import AlphaSearch, Comparison, Drift, GradientReach
 from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe
+from deadcheck.ranges import mask_of
 from deadcheck.reach import Sightings
 from deadcheck.remedies.base import Choice, Planned
 from deadcheck.remedies.slope import plan_slopes, plan_without_data, with_alpha
@@ -157,9 +158,7 @@ def _gradient(
     if reasons:
         return reasons[0]
     old, new = (gradients[site.key] for gradients in found if not isinstance(gradients, str))
-    dead = np.zeros(site.units, bool)
-    for first, last in site.ranges(Verdict.DEAD):
-        dead[first : last + 1] = True
+    dead = mask_of(tuple(site.ranges(Verdict.DEAD)), site.units)
     return GradientReach(
         units=site.units,
         without_before=int((old == 0).sum()),
@@ -170,9 +169,7 @@ def _gradient(
 
 
 def _revived(site: SiteDiagnosis, fired: npt.NDArray[np.int64] | None) -> int:
-    if fired is None:
-        return 0
-    return sum(int((fired[first : last + 1] > 0).sum()) for first, last in site.ranges(Verdict.DEAD))
+    return 0 if fired is None else int((fired[mask_of(tuple(site.ranges(Verdict.DEAD)), site.units)] > 0).sum())
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
 from typing import NamedTuple
+
+from deadcheck.ranges import Ranges, count
 
 _AXIS = re.compile(r"\.|(n\*)?[up]\d+(:\d+)?(\*[up]\d+(:\d+)?)*")
 _MAX_TABLE = 1 << 26
@@ -62,8 +64,8 @@ class Units:
     count: int
     """Units of the site."""
 
-    ranges: tuple[tuple[int, int], ...]
-    """Those replaced, as inclusive ranges."""
+    ranges: Ranges
+    """Those that are replaced."""
 
     layout: str
     """Where the units are among the last axes of a tensor, so that it holds with and without a batch axis:
@@ -76,7 +78,7 @@ class Units:
     @property
     def replaced(self) -> int:
         """Units that are replaced."""
-        return sum(last - first + 1 for first, last in self.ranges)
+        return count(self.ranges)
 
 
 @dataclass(frozen=True)
@@ -144,17 +146,6 @@ class PatchPlan:
         """Return what stands in at one site."""
         alpha = self.replacement.alpha if change.alpha is None else change.alpha
         return Replacement(self.replacement.kind, alpha)
-
-
-def ranges_of(units: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Return sorted unit numbers as inclusive ranges."""
-    out: list[tuple[int, int]] = []
-    for unit in units:
-        if out and unit == out[-1][1] + 1:
-            out[-1] = (out[-1][0], unit)
-        else:
-            out.append((unit, unit))
-    return tuple(out)
 
 
 def layout_fault(layout: str, units: int) -> str | None:

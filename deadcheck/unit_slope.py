@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deadcheck.errors import PatchError
 from deadcheck.layout import POSITION, SAMPLE, UNIT, Axes, Axis, has
 from deadcheck.plan import Kind, Replacement, Units, layout_fault
+from deadcheck.ranges import mask_of
 
 Function = Callable[[Tensor, bool], Tensor]
 """Takes the input of a ReLU and whether to write the result into it."""
@@ -141,10 +142,7 @@ def prelu_slopes(units: Units, alpha: float) -> Tensor | None:
     axes = units.layout.split(" ")
     if units.rank != len(axes) + 1 or axes[0] != f"u{units.count}" or any(axis != "." for axis in axes[1:]):
         return None
-    slopes = torch.zeros(units.count, dtype=torch.float64)
-    for first, last in units.ranges:
-        slopes[first : last + 1] = alpha
-    return slopes
+    return torch.from_numpy(mask_of(units.ranges, units.count)).double() * alpha
 
 
 # Layouts.
@@ -193,9 +191,7 @@ def _table(units: Units) -> tuple[Tensor, Sequence[bool]]:
     wrong = layout_fault(units.layout, units.count)
     if wrong:
         raise PatchError(f"{wrong}; make the patch again")
-    chosen = torch.zeros(units.count, dtype=torch.bool)
-    for first, last in units.ranges:
-        chosen[first : last + 1] = True
+    chosen = torch.from_numpy(mask_of(units.ranges, units.count))
     axes = units.layout.split(" ")
     index = torch.zeros([1] * len(axes), dtype=torch.int64)
     for dim, axis in enumerate(axes):

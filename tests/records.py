@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from deadcheck.diagnosis import diagnose
+from deadcheck.ranges import Ranges, count
+from deadcheck.record import COUNTED, Record, SiteRecord, record_of
+from deadcheck.reports import Outcome
 from deadcheck.sites import (
     DataIdentity,
     Environment,
@@ -89,3 +93,62 @@ def measurement(*sites: SiteStats, **changes: Any) -> Measurement:
         "started": "2026-01-02T03:04:05Z",
     }
     return Measurement(sites=sites, **{**values, **changes})
+
+
+def record(*sites: SiteStats, **changes: Any) -> Record:
+    """Return what a report would hold of that scan."""
+    return record_of(diagnose(measurement(*sites, **changes)))
+
+
+def outcome(seen: Measurement, *, per_unit: bool = False) -> Outcome:
+    """Return the outcome of a scan that saw this, with no gate."""
+    return Outcome(seen.model.path, record_of(diagnose(seen), per_unit=per_unit))
+
+
+def site_record(
+    key: str = "features.1",
+    *,
+    units: int = 100,
+    samples: int = 1000,
+    dead: Any = 0,
+    silent: Any = 0,
+    negative_only: Any = 0,
+    **changes: Any,
+) -> SiteRecord:
+    """Return one layer as a report holds it.
+
+    Units that are dead, silent and so on are a number (they stand one behind another, from unit 0 on) or ranges.
+    """
+    given = {"dead": dead, "silent": silent, "negative_only": negative_only}
+    ranges: dict[str, Ranges] = {}
+    start = 0
+    for name, value in given.items():
+        if isinstance(value, int):
+            ranges[name] = ((start, start + value - 1),) if value else ()
+            start += value
+        else:
+            ranges[name] = tuple(value)
+    counts = dict.fromkeys(COUNTED, 0)
+    counts.update({name: count(found) for name, found in ranges.items()})
+    counts.update({name: changes.pop(name) for name in ("saturated", "invalid", "rare", "faint") if name in changes})
+    counts["live"] = units - sum(counts.values())
+    values: dict[str, Any] = {
+        "module": key, "activation": "relu", "fed_by": ("features.0",), "axis": 1, "axis_from": "conv2d",
+        "observations": samples, "zero_rate": 0.4, "upper_bound": 0.003, "family": "rectifier", "max_abs_output": 1.0,
+        "zeros": round(0.4 * samples * units),
+    }  # fmt: skip
+    return SiteRecord(
+        key=key, units=units, samples=samples, counts=counts, dead_units=ranges["dead"],
+        silent_units=ranges["silent"], negative_only_units=ranges["negative_only"], **{**values, **changes},
+    )  # fmt: skip
+
+
+def scan_record(*sites: SiteRecord, samples: int = 1000, **changes: Any) -> Record:
+    """Return a finished scan of a model file."""
+    values: dict[str, Any] = {
+        "model": ModelIdentity("net.pt", "ab12", 3456, "torch-module", "rebuilt"),
+        "data": DataIdentity("net.sample.npz", "cd34", samples),
+        "env": Environment(torch="2.13.0", device="cpu", dtype="float32"),
+        "inputs": (input_summary(),),
+    }
+    return Record(sites=sites, **{**values, **changes})

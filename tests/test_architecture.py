@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,13 +25,28 @@ def modules_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".cli", ".config", ".diagnosis", ".reports", ".reports.as_json", ".reports.as_table", ".sites", ".errors"],
+    [
+        "",
+        ".cli",
+        ".commands.gating",
+        ".commands.baselines",
+        ".config",
+        ".diagnosis",
+        ".gate",
+        ".baseline",
+        ".record",
+        ".reports",
+        ".reports.from_json",
+        ".reports.as_diff",
+        ".sites",
+        ".errors",
+    ],
 )
 def test_what_judges_and_prints_imports_no_torch(name: str) -> None:
     assert "torch" not in modules_after(f"import deadcheck{name}")
 
 
-@pytest.mark.parametrize("flag", ["--help", "--version", "scan --help"])
+@pytest.mark.parametrize("flag", ["--help", "--version", "scan --help", "gate --help"])
 def test_help_and_version_import_no_torch(flag: str) -> None:
     code = (
         f"sys.argv = ['deadcheck', *'{flag}'.split()]\nfrom deadcheck.cli import main\n"
@@ -113,3 +129,13 @@ def test_default_configuration_states_every_default() -> None:
 def test_public_names_resolve() -> None:
     for name in deadcheck.__all__:
         assert getattr(deadcheck, name) is not None
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    """The presets stand beside the package, so the list of packages is written out."""
+    listed = set(re.findall(r'^    "(deadcheck[\w.]*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "deadcheck").rglob("__init__.py")}
+
+    assert folders | {"deadcheck.configs"} == {name for name in listed if (ROOT / name.replace(".", "/")).is_dir()} | {
+        "deadcheck.configs"
+    }

@@ -262,7 +262,7 @@ def test_unreadable_data_gets_one_sentence(model: Path, tmp_path: Path) -> None:
     ("args", "words"),
     [
         (("-o", "json"), "is not FORMAT=PATH"),
-        (("-f", "pdf"), "unknown report format 'pdf'; there are table, json"),
+        (("-f", "pdf"), "unknown report format 'pdf'; there are table, text, concise, json, markdown, sarif, junit"),
         (("-o", "json=missing/r.json"), "the folder 'missing' does not exist"),
         (("--units", "encoder"), "is not PATTERN=AXIS"),
         (("--batch-size", "0"), "--batch-size"),

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deadcheck.config import FIELDS, Config, ScanSettings, Thresholds, find_config, load_config
+from deadcheck.config import (
+    FIELDS,
+    PRESETS,
+    Config,
+    ModelEntry,
+    ScanSettings,
+    Thresholds,
+    find_config,
+    load_config,
+    preset_file,
+)
 from deadcheck.errors import ConfigError
+from deadcheck.policy import Compare, Ignore, LayerPolicy, Level, Policy
+from deadcheck.settings import json_schema
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default.yaml"
 
@@ -60,10 +75,12 @@ def test_every_field_can_be_set_by_a_file() -> None:
     assert {
         "scan": tuple(f.name for f in fields(ScanSettings)),
         "thresholds": tuple(f.name for f in fields(Thresholds)),
+        "policy": tuple(f.name for f in fields(Policy))[:-2],  # the last two are thresholds
     } == FIELDS
 
 
-def test_all_settings_at_once(load: Load) -> None:
+def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = load(
         """
         scan:
@@ -188,14 +205,14 @@ ALL_SCAN = ", ".join(FIELDS["scan"])
     [
         # Names.
         ("scan: {}\nthreshold:\n  tau: 1%", "2: unknown key threshold; did you mean 'thresholds'?"),
-        ("zzz: 1", "1: unknown key zzz; there are scan, thresholds"),
+        ("zzz: 1", "1: unknown key zzz; there are extends, models, scan, thresholds, policy"),
         ("scan:\n  batchsize: 3", "2: unknown key scan.batchsize; did you mean 'batch_size'?"),
         ("scan:\n  zzz: 3", f"2: unknown key scan.zzz; there are {ALL_SCAN}"),
         ("scan:\n  tau: 1%", f"2: unknown key scan.tau; there are {ALL_SCAN}"),
         ("scan:\n  on: 1", f"2: unknown key scan.on; there are {ALL_SCAN}"),
-        ("no: 1", "1: unknown key no; there are scan, thresholds"),
-        ("1: 1", "1: unknown key 1; there are scan, thresholds"),
-        ("? [scan]\n: 1", "1: unknown key ?; there are scan, thresholds"),
+        ("no: 1", "1: unknown key no; there are extends, models, scan, thresholds, policy"),
+        ("1: 1", "1: unknown key 1; there are extends, models, scan, thresholds, policy"),
+        ("? [scan]\n: 1", "1: unknown key ?; there are extends, models, scan, thresholds, policy"),
         ("scan:\n  <<: {seed: 1}", f"2: unknown key scan.<<; there are {ALL_SCAN}"),
         ("scan:\n  seed: 1\n  gates: true\n  seed: 2", "4: scan.seed stands twice; keep one"),
         ("scan: {seed: 1}\nthresholds:\nscan: {gates: true}", "3: scan stands twice; keep one"),
@@ -297,7 +314,7 @@ def test_all_faults_of_a_file_are_listed(load: Load) -> None:
         "deadcheck.yaml:2: scan.batch_size: 0 is not a whole number of at least 1",
         "deadcheck.yaml:3: unknown key scan.sead; did you mean 'seed'?",
         "deadcheck.yaml:4: scan.gates: 'maybe' is not true or false",
-        "deadcheck.yaml:5: unknown key bogus; there are scan, thresholds",
+        "deadcheck.yaml:5: unknown key bogus; there are extends, models, scan, thresholds, policy",
         "deadcheck.yaml:7: thresholds.tau: '1e-2' is a string in YAML 1.1; write a dot and a sign, as 1.0e-3",
         "deadcheck.yaml:8: thresholds.tau stands twice; keep one",
     ]
@@ -335,7 +352,7 @@ def test_a_value_nested_ten_thousand_deep(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load("scan: " + "[" * 10_000 + "]" * 10_000)
 
-    assert str(caught.value) == (f"{tmp_path / 'deadcheck.yaml'}: nested too deeply; a configuration has two levels")
+    assert str(caught.value) == (f"{tmp_path / 'deadcheck.yaml'}: nested too deeply; a configuration has a few levels")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -384,6 +401,247 @@ def test_control_characters(load: Load) -> None:
 def test_samples_needed_follow_the_thresholds(load: Load) -> None:
     # ln 0.1 / ln 0.9 = 21.85
     assert load("thresholds: {delta: 10%, p_dead: 10%}").thresholds.n_star == 22
+
+
+# Policy, models and presets.
+
+POLICY = """
+extends: ci-strict
+models:
+  - nets/*.pt
+  - path: other.safetensors
+    arch: build.py:net
+    arch_args: {width: 3}
+    key: model
+    data: loaders:make
+    baseline: baselines/{name}.json
+policy:
+  max_layer_dead: 7%
+  max_new_dead: off
+  compare: rates
+  min_samples: 100
+  rules: {saturated: off, DC006: warn}
+  layers:
+    - {match: 'head.*', level: off}
+    - match: '*'
+      max_worse: 0.5%
+  ignores:
+    - rule: layer-dead
+      layer: aux.*
+      reason: trained later
+      until: 2030-12-31
+    - {rule: DC001, reason: known, until: "2031-01-01"}
+"""
+
+
+def test_a_whole_policy(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(POLICY)
+
+    assert config.models == (
+        ModelEntry("nets/*.pt"),
+        ModelEntry("other.safetensors", "build.py:net", {"width": 3}, "model", "loaders:make", "baselines/{name}.json"),
+    )
+    assert config.policy == Policy(
+        max_layer_dead=Fraction(7, 100),
+        max_model_dead=Fraction(1, 2),  # of ci-strict
+        max_new_dead=None,
+        max_worse=Fraction(1, 100),
+        compare=Compare.RATES,
+        min_samples=100,
+        rules={"DC009": Level.OFF, "DC006": Level.WARN},  # a setting is replaced as a whole
+        layers=(LayerPolicy("head.*", Level.OFF), LayerPolicy("*", max_worse=Fraction(5, 1000))),
+        ignores=(
+            Ignore("DC003", "trained later", "aux.*", until=datetime.date(2030, 12, 31)),
+            Ignore("DC001", "known", until=datetime.date(2031, 1, 1)),
+        ),
+    )
+    assert config.origins["policy.max_layer_dead"] == "deadcheck.yaml:12"
+    assert config.origins["policy.max_model_dead"].startswith("ci-strict.yaml:")
+    assert config.origins["scan.batch_size"].startswith("default.yaml:")
+
+
+def test_the_gate_warns_where_the_scan_does(load: Load) -> None:
+    policy = load("thresholds: {warn_layer_dead: 0.07, explosion_growth: 5}").policy
+
+    assert (policy.warn_layer_dead, policy.explosion_growth) == (Fraction(7, 100), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("policy: {max_layer_dead: 5}", "1: policy.max_layer_dead: 5 could mean 5% or 5 times; write 5% or 0.05"),
+        ("policy: {max_layer_dead: 1}", "1: policy.max_layer_dead: 1 could mean 1% or 1 times; write 1% or 0.01"),
+        ("policy: {max_layer_dead: '5'}", "1: policy.max_layer_dead: 5 could mean 5% or 5 times; write 5% or 0.05"),
+        ("policy: {max_worse: on}", "1: policy.max_worse: True is not a share; write it as 5%, 0.05 or off"),
+        ("policy: {max_worse: 101%}", "1: policy.max_worse: '101%' is not a share; write it as 5% or 0.05"),
+        ("policy: {max_worse: -1}", "1: policy.max_worse: '-1' is not a share; write it as 5% or 0.05"),
+        ("policy: {compare: both}", "1: policy.compare: 'both' is not one of units, rates"),
+        ("policy: {max_dead: 5%}", "1: unknown key policy.max_dead; did you mean 'max_new_dead'?"),
+        ("policy: {rules: {DC03x: warn}}", "1: policy.rules: there is no rule 'DC03x'; did you mean DC003?"),
+        ("policy: {rules: {DC003: maybe}}", "1: policy.rules: 'maybe' is not one of error, warn, off"),
+        (
+            "policy: {rules: {DC010: off}}",
+            "1: policy.rules: too-few-samples has no level: without it nothing could be judged",
+        ),
+        ("policy:\n  layers: {match: x}", "2: policy.layers: must be a list; begin each entry with a dash"),
+        ("policy:\n  layers:\n    - level: off", "3: policy.layers[0] needs match; add 'match: ...'"),
+        (
+            "policy:\n  layers:\n    - match: a\n      levl: off",
+            "4: unknown key policy.layers[0].levl; did you mean 'level'?",
+        ),
+        ("policy: {layers: [{match: a, level: 3}]}", "1: policy.layers[0].level: 3 is not one of error, warn, off"),
+        ("policy: {layers: [text]}", "1: policy.layers[0] must hold names and values, as 'name: value'"),
+        ("policy: {ignores: [{rule: DC001}]}", "1: policy.ignores[0] needs reason; add 'reason: ...'"),
+        ("policy: {ignores: [{rule: DC001, reason: ' '}]}", "1: policy.ignores[0].reason: say why, in a few words"),
+        (
+            "policy: {ignores: [{rule: DC001, reason: x, until: soon}]}",
+            "1: policy.ignores[0].until: 'soon' is not a day; write it as 2030-12-31",
+        ),
+        (
+            "policy: {ignores: [{rule: DC001, reason: x, until: 2030-02-30}]}",
+            "1: policy.ignores[0].until: '2030-02-30' is not a day; write it as 2030-12-31",
+        ),
+        ("models:\n  - pth: x", "2: unknown key models[0].pth; did you mean 'path'?"),
+        ("models:\n  - path: x\n    allow_class: [a.B]", "3: allow_class: trust is given on the command line only"),
+        ("models:\n  - path: x\n    trust: true", "3: trust: trust is given on the command line only"),
+        ("models:\n  - &m {path: x}\n  - *m", "2: models: aliases (*name) are not allowed; write the value out"),
+        ("models: 5", "1: models: must be a list; begin each entry with a dash"),
+    ],
+)
+def test_a_fault_of_a_policy_is_told_with_its_line(load: Load, text: str, fault: str) -> None:
+    assert fault.replace("DC003?", "") in faults(load, text)[0].removeprefix("deadcheck.yaml:")
+
+
+def test_a_limit_that_is_off_for_a_layer_is_not_inherited(load: Load) -> None:
+    policy = load("policy: {max_layer_dead: 5%, layers: [{match: a, max_layer_dead: off}, {match: b}]}").policy
+
+    assert policy.limit("max_layer_dead", policy.layer("a", "a")) == 1
+    assert policy.limit("max_layer_dead", policy.layer("b", "b")) == Fraction(5, 100)
+
+
+def test_an_empty_list_is_none(load: Load) -> None:
+    assert load("models:\npolicy: {layers: null, ignores: []}") == Config()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_loads_and_fits_the_schema(load: Load, name: str) -> None:
+    jsonschema.validate(yaml.safe_load(preset_file(name).read_text()), json_schema())
+
+    assert load(f"extends: {name}").policy == load_config(preset_file(name)).policy
+    assert (load(f"extends: {name}") == Config()) is (name == "default")
+
+
+def test_the_schema_takes_what_the_reader_takes() -> None:
+    document = yaml.load(POLICY, Loader=yaml.BaseLoader)
+    document["policy"]["min_samples"] = 100
+    document["models"][1]["arch_args"] = {"width": 3}
+
+    jsonschema.Draft7Validator.check_schema(json_schema())
+    jsonschema.validate(document, json_schema())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"polcy": {}}, {"policy": {"max_layer_dead": 5}}, {"policy": {"layers": [{"level": "off"}]}},
+        {"policy": {"ignores": [{"rule": "DC001"}]}}, {"policy": {"rules": {"DC010": "off"}}}, {"trust": True},
+        {"models": [{"path": "x", "allow_class": "a.B"}]}, {"scan": {"batch_size": 0}},
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_reader_refuses(document: dict[str, object]) -> None:
+    assert not jsonschema.Draft7Validator(json_schema()).is_valid(document)
+
+
+def test_a_file_may_extend_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: ci-ratchet\npolicy: {max_layer_dead: 9%}\nscan: {seed: 7}")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nscan: {seed: 8}")
+    config = load_config(tmp_path / "own.yaml")
+
+    assert (config.policy.max_layer_dead, config.policy.max_worse, config.scan.seed) == (Fraction(9, 100), 0, 8)
+    assert config.origins["policy.max_layer_dead"] == "base.yaml:2"
+
+
+def test_a_file_may_not_extend_itself(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("extends: own.yaml")
+
+    with pytest.raises(ConfigError, match="extends goes round or too deep"):
+        load_config(tmp_path / "own.yaml")
+
+
+def test_an_unknown_preset_gets_the_nearest(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"no such preset or file '.*ci-strikt'; did you mean 'ci-strict'\?"):
+        load("extends: ci-strikt")
+
+
+def test_paths_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "deadcheck.yaml").write_text(
+        "scan: {data: d.npz}\nmodels:\n  - {path: 'nets/*.pt', arch: 'n.py:f', baseline: b.json, data: 'pkg.mod:f'}\n"
+        "  - /abs/net.pt\n"
+    )
+    monkeypatch.chdir(tmp_path / "sub")
+    config = load_config()
+
+    assert config.scan.data == str(tmp_path / "d.npz")
+    assert config.models[0] == ModelEntry(
+        str(tmp_path / "nets/*.pt"), f"{tmp_path / 'n.py'}:f", {}, None, "pkg.mod:f", str(tmp_path / "b.json")
+    )
+    assert config.models[1].path == "/abs/net.pt"
+
+
+# pyproject.toml.
+
+
+def test_a_project_may_hold_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.deadcheck]\nextends = "ci-ratchet"\n[tool.deadcheck.policy]\nmax_layer_dead = "7%"\n'
+        '[[tool.deadcheck.models]]\npath = "net.pt"\n[[tool.deadcheck.policy.ignores]]\nrule = "DC001"\n'
+        'reason = "known"\nuntil = 2030-12-31\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_config()
+
+    assert config.policy.max_layer_dead == Fraction(7, 100)
+    assert config.policy.ignores[0].until == datetime.date(2030, 12, 31)
+    assert config.models == (ModelEntry("net.pt"),)
+    assert config.origins["policy.max_layer_dead"] == "pyproject.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tool.deadcheck.policy]\nmax_layer_dead = 5", "policy.max_layer_dead: 5 could mean 5% or 5 times"),
+        ("[tool.deadcheck]\ntrust = true", "trust: trust is given on the command line only"),
+        ("[tool.deadcheck]\nscann = {}", "unknown key scann; did you mean 'scan'?"),
+        ("[tool.deadcheck\n", "not valid TOML"),
+        ("tool.deadcheck = 3", "the file must hold names and values"),
+        ("tool = 'tool.deadcheck'", "not valid TOML"),
+    ],
+)
+def test_faults_of_a_project_file(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "pyproject.toml")
+
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'pyproject.toml'}: ")
+
+
+def test_a_deadcheck_yaml_stands_before_the_project_file(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.deadcheck.scan]\nseed = 1\n")
+    assert find_config(tmp_path) == tmp_path / "pyproject.toml"
+
+    (tmp_path / "deadcheck.yaml").write_text("")
+    assert find_config(tmp_path) == tmp_path / "deadcheck.yaml"
+
+
+def test_a_project_file_of_others_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.ruff]\n")
+
+    assert find_config(tmp_path) is None
 
 
 # Anything at all.

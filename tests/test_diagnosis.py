@@ -324,6 +324,14 @@ def test_a_quarter_of_a_layer_is_worth_a_finding(n_off: int, expected: bool) -> 
     assert ("layer-mostly-dead" in found(diagnosis)) is expected
 
 
+@pytest.mark.parametrize(("dead", "expected"), [(6, False), (7, True), (8, True)])
+def test_rounding_does_not_move_the_border(dead: int, expected: bool) -> None:
+    # 0.07 * 100 is 7.000000000000001 in floats.
+    diagnosis = diagnose(measurement(site_stats(units=100, off=range(dead))), Thresholds(warn_layer_dead=0.07))
+
+    assert ("layer-mostly-dead" in found(diagnosis)) is expected
+
+
 def test_dead_units_are_told_without_alarm() -> None:
     message = found(diagnose(measurement(site_stats(off=[0]))))["layer-mostly-dead"]
 

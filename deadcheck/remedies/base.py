@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deadcheck.plan import PatchPlan, Replacement
+from deadcheck.ranges import Ranges
 from deadcheck.sites import Skipped
-
-Ranges = tuple[tuple[int, int], ...]
-"""Unit numbers as inclusive ranges."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,8 +13,9 @@ from torch import nn
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict
 from deadcheck.errors import NothingMeasured, PatchError
 from deadcheck.plan import PatchPlan, SiteChange, Units
+from deadcheck.ranges import Ranges, count
 from deadcheck.reach import Reach, Sightings, is_out_of_reach, reaches
-from deadcheck.remedies.base import Choice, Planned, Ranges
+from deadcheck.remedies.base import Choice, Planned
 from deadcheck.sites import Family, Site, Skipped
 from deadcheck.stand_ins import ceiling_of, keeps_relu
 
@@ -128,7 +129,7 @@ def _dead_ranges(site: SiteDiagnosis, choice: Choice) -> Ranges:
 
 
 def _dead_share(site: SiteDiagnosis, choice: Choice) -> float:
-    return sum(b - a + 1 for a, b in _dead_ranges(site, choice)) / max(site.units, 1)
+    return count(_dead_ranges(site, choice)) / max(site.units, 1)
 
 
 def _dead_units(site: SiteDiagnosis, choice: Choice) -> Ranges | None:
@@ -190,14 +191,3 @@ _FUSED = ("written out by hand", "fused")
 def _unreachable(skipped: Iterable[Skipped]) -> list[Skipped]:
     """Return what a scan saw and could not measure, and which is a ReLU all the same."""
     return [item for item in skipped if any(words in item.reason for words in _FUSED)]
-
-
-def dead_units_of(report: Mapping[str, Any]) -> dict[str, Ranges]:
-    """Return the dead units by site that a JSON report tells of."""
-    try:
-        return {
-            str(site["key"]): tuple((int(first), int(last)) for first, last in site["dead_units"])
-            for site in report["sites"]
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise PatchError("the report tells of no dead units by site; give one of deadcheck scan -f json") from error

@@ -18,7 +18,9 @@ from deadcheck.diagnosis import SiteDiagnosis, Verdict
 from deadcheck.patch_result import Comparison, Response
 from deadcheck.plan import Kind
 from deadcheck.reports.as_patch import drift_lines, share
-from deadcheck.reports.base import RenderOptions, percent, shown
+from deadcheck.reports.base import RenderOptions
+from deadcheck.safe_text import shown
+from deadcheck.shares import percent
 
 Row = tuple[str, str, str]
 _RISKS = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)

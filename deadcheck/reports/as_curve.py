@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from deadcheck.curve import BINS, HIGH, LOW, Curve
-from deadcheck.reports.base import RenderOptions, percent, shown
+from deadcheck.reports.base import RenderOptions
+from deadcheck.safe_text import shown
+from deadcheck.shares import percent
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"

@@ -7,7 +7,8 @@ from xml.sax.saxutils import escape
 
 from deadcheck.curve import BINS, HIGH, LOW, Curve
 from deadcheck.reports.as_curve import words
-from deadcheck.reports.base import RenderOptions, shown
+from deadcheck.reports.base import RenderOptions
+from deadcheck.safe_text import shown
 
 _TOP, _BOTTOM = 2.0, -0.5
 _WIDTH, _HEIGHT, _LEFT, _RIGHT = 760, 460, 60, 20

@@ -15,7 +15,9 @@ from rich.text import Text
 from deadcheck.diagnosis import Verdict
 from deadcheck.patch_result import Drift, PatchResult, SiteEffect
 from deadcheck.plan import Kind
-from deadcheck.reports.base import RenderOptions, percent, shown
+from deadcheck.reports.base import RenderOptions
+from deadcheck.safe_text import shown
+from deadcheck.shares import percent
 
 _ALIKE = 6
 """Skipped sites that are spelled out for each reason; the others are counted."""

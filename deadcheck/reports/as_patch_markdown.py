@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from deadcheck.diagnosis import Verdict
 from deadcheck.patch_result import PatchResult, SiteEffect
+from deadcheck.reports.as_markdown import code_span
 from deadcheck.reports.as_patch import drift_lines, share
-from deadcheck.reports.base import RenderOptions, shown
+from deadcheck.reports.base import RenderOptions
 
 _MAX_SITES = 200
 
 
 def render(result: PatchResult, options: RenderOptions) -> str:
     """Render what a patch did as Markdown."""
-    lines = [f"## deadcheck patch: {_cell(result.model.path or 'live module')}", ""]
+    lines = [f"## deadcheck patch: {code_span(result.model.path or 'live module')}", ""]
     which = "dead units alone" if any(site.change.units for site in result.sites) else "every unit"
-    lines += [f"ReLU → {_cell(str(result.plan.replacement))} at {len(result.sites):,} sites, {which}.", ""]
+    lines += [f"ReLU → {code_span(str(result.plan.replacement))} at {len(result.sites):,} sites, {which}.", ""]
     if result.drift is not None:
         lines += ["**This changes what the model computes:**", ""]
         lines += [f"- {line}" for line in drift_lines(result.drift, "→")]
@@ -26,10 +27,10 @@ def render(result: PatchResult, options: RenderOptions) -> str:
     if result.skipped:
         lines += ["", "**Not changed, though it was meant to be:**", ""]
         for item in result.skipped:
-            lines.append(f"- {_cell(item.where or 'the model')} ({_cell(item.what)}): {_cell(item.reason)}")
+            lines.append(f"- {code_span(item.where or 'the model')} ({code_span(item.what)}): {code_span(item.reason)}")
     if result.advice:
         lines += ["", "Before you use it:", ""]
-        lines += [f"- {_cell(item.message)}" for item in result.advice]
+        lines += [f"- {code_span(item.message)}" for item in result.advice]
     return "\n".join(lines) + "\n"
 
 
@@ -53,12 +54,6 @@ def _row(site: SiteEffect) -> str:
         dead = f"{site.before.counts[Verdict.DEAD]:,} → {after}"
     if site.gradient is not None:
         gradient = f"{site.gradient.without_before:,} → {site.gradient.without_after:,}"
-    function = "as said" if site.fault is None else f"**wrong: {_cell(site.fault)}**"
-    cells = (_cell(site.change.site), site.change.activation, site.stand_in, units, dead, gradient, function)
+    function = "as said" if site.fault is None else f"**wrong: {code_span(site.fault)}**"
+    cells = (code_span(site.change.site), site.change.activation, site.stand_in, units, dead, gradient, function)
     return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    """Return text that Markdown and HTML leave alone, on one line."""
-    safe = shown(text)
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+!|<>~&@" else c for c in safe)

@@ -6,57 +6,74 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 from rich.box import ASCII2, SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deadcheck.diagnosis import VERDICTS, Diagnosis, Finding, SiteDiagnosis, Verdict
-from deadcheck.reports.base import RenderOptions, percent, shown
+from deadcheck.breach import Breach
+from deadcheck.diagnosis import Verdict
+from deadcheck.ranges import mask_of
+from deadcheck.record import Record, SiteRecord
+from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.strip import legend, strip
+from deadcheck.safe_text import inert, shown
+from deadcheck.shares import percent
 
 _OTHERS = (
     Verdict.INVALID, Verdict.NEGATIVE_ONLY, Verdict.SATURATED, Verdict.RARE, Verdict.FAINT, Verdict.ALWAYS_ON,
 )  # fmt: skip
-_OFF = tuple(VERDICTS.index(verdict) for verdict in (Verdict.DEAD, Verdict.SILENT))
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-_LABELS = {"error": "ERROR", "warning": "warning", "note": "note"}
+_OFF = (Verdict.DEAD, Verdict.SILENT)
+_STYLES = {"error": "bold red", "inconclusive": "bold magenta", "warning": "yellow", "note": "dim"}
+_LABELS = {"error": "ERROR", "inconclusive": "NOT JUDGED", "warning": "warning", "note": "note"}
 _ALIKE = 4
 """Findings, places or warnings of one kind that are spelled out; the others are counted."""
 
 
-def render(diagnosis: Diagnosis, options: RenderOptions) -> str:
-    """Render a diagnosis as text of the given width, in colour where wanted, in plain ASCII where needed."""
+def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
+    """Render scans as text of the given width, in colour where wanted, in plain ASCII where needed."""
     out = io.StringIO()
     console = Console(
         file=out, width=options.width, force_terminal=options.color, no_color=not options.color, highlight=False,
         color_system="standard" if options.color else None, legacy_windows=False, emoji=False, markup=False,
     )  # fmt: skip
-    report = _Report(console, diagnosis, options)
-    report.print_head()
-    report.print_sites()
-    report.print_totals()
-    report.print_findings()
-    report.print_skipped()
-    report.print_foot()
-    text = "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+    for i, outcome in enumerate(outcomes):
+        if i:
+            console.print()
+        if outcome.record is None:
+            message = "" if outcome.failure is None else outcome.failure.message
+            console.print(Text(shown(f"{outcome.name}: {message}", unicode=options.unicode), "bold red"))
+            continue
+        _Report(console, outcome.record, outcome, options).print_all()
+    text = inert("\n".join(line.rstrip() for line in out.getvalue().split("\n")))
     return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 class _Report:
     """Prints the parts of one report; everything that a file could have named goes through ``_shown``."""
 
-    def __init__(self, console: Console, diagnosis: Diagnosis, options: RenderOptions) -> None:
+    def __init__(self, console: Console, record: Record, outcome: Outcome, options: RenderOptions) -> None:
         self._console = console
-        self._diagnosis = diagnosis
+        self._record = record
+        self._outcome = outcome
         self._options = options
         self._gap = "…" if options.unicode else "..."
 
+    def print_all(self) -> None:
+        self.print_head()
+        if self._record.sites:
+            self.print_sites()
+        self.print_totals()
+        self.print_findings()
+        self.print_skipped()
+        self.print_foot()
+        if self._outcome.gate is not None:
+            answer = {"pass": "PASSED", "fail": "FAILED"}.get(self._outcome.status, "NOT JUDGED")
+            self._print(answer, "bold green" if answer == "PASSED" else "bold red")
+
     def print_head(self) -> None:
-        seen = self._diagnosis.measurement
-        model, data, env = seen.model, seen.data, seen.env
+        model, data, env = self._record.model, self._record.data, self._record.env
         name = self._shown(model.path or "live module")
         self._console.print(Text("deadcheck  ", "bold") + Text(name, "bold cyan"), overflow="fold")
         how = {
@@ -70,20 +87,20 @@ class _Report:
         self._print(f"  data   {data.source}: {data.samples:,} samples{made}, {env.device}, {env.dtype}", "dim")
 
     def print_sites(self) -> None:
-        sites = self._diagnosis.worst()
+        sites = self._record.worst()
         chosen = sites[: self._options.limit] if self._options.limit else sites
         self._console.print(self._table(chosen))
         if len(chosen) < len(sites):
             self._print(f"  not shown: {len(sites) - len(chosen):,} more (--limit)", "dim")
-        if any(np.isin(site.codes, _OFF).any() for site in chosen):
+        if any(site.off_units for site in chosen):
             self._print(f"  {legend(unicode=self._options.unicode)}", "dim")
 
-    def _table(self, sites: Sequence[SiteDiagnosis]) -> Table:
+    def _table(self, sites: Sequence[SiteRecord]) -> Table:
         options, wide = self._options, self._options.width >= 100
         names = [self._shown(site.key) for site in sites]
         others = [_others(site) for site in sites]
         columns = {"units": [_units(site) for site in sites], "dead": [_dead(site) for site in sites]}
-        if wide or any(site.counts[Verdict.SILENT] for site in sites):
+        if wide or any(site.silent_units for site in sites):
             columns["silent"] = [_silent(site) for site in sites]
         columns["zeros"] = [_zeros(site) for site in sites]
         if wide:
@@ -97,17 +114,17 @@ class _Report:
             number = head in columns and head != "activation"
             table.add_column(head, justify="right" if number else "left", overflow="fold")
         for i, site in enumerate(sites):
-            where = strip(np.isin(site.codes, _OFF), cells, unicode=options.unicode)
+            where = strip(mask_of(site.off_units, site.units), cells, unicode=options.unicode)
             table.add_row(
                 Text(self._middle(names[i], name_width)),
                 *(column[i] for column in columns.values()),
                 Text(where, "red"),
-                Text(_packed(others[i], others_width), "yellow" if site.counts[Verdict.INVALID] else ""),
+                Text(_packed(others[i], others_width), "yellow" if site.count(Verdict.INVALID) else ""),
             )
         return table
 
-    def _activation(self, site: SiteDiagnosis) -> Text:
-        return Text(self._middle(self._shown(site.stats.site.activation), 16))
+    def _activation(self, site: SiteRecord) -> Text:
+        return Text(self._middle(self._shown(site.activation), 16))
 
     def _middle(self, text: str, width: int) -> str:
         """Shorten a name in its middle: layers differ at both ends."""
@@ -117,8 +134,8 @@ class _Report:
         return set_cell_size(text, keep // 2) + self._gap + set_cell_size(text[::-1], keep - keep // 2)[::-1]
 
     def print_totals(self) -> None:
-        diagnosis = self._diagnosis
-        dead, silent, units = diagnosis.dead, diagnosis.silent, diagnosis.units
+        record = self._record
+        dead, silent, units = record.count(Verdict.DEAD), record.count(Verdict.SILENT), record.units
         line = Text("\n")
         line.append(
             f"{dead:,} of {units:,} units are dead ({percent(dead, units)})", "bold red" if dead else "bold green"
@@ -126,14 +143,14 @@ class _Report:
         if silent:
             line.append(f", {silent:,} more never fired")
         if dead:
-            bound = max(site.upper_bound for site in diagnosis.sites if site.counts[Verdict.DEAD])
-            sure = 1 - diagnosis.thresholds.delta
+            bound = max(site.upper_bound for site in record.sites if site.count(Verdict.DEAD))
+            sure = 1 - record.thresholds.delta
             line.append(f"; each fires in fewer than {bound:.2g} of such samples ({sure:.0%} sure)")
         self._console.print(line)
         if not dead and not silent:
             return
         depths = Counter[str]()
-        for site in diagnosis.sites:
+        for site in record.sites:
             depths.update(site.depths)
         unknown = dead + silent - sum(depths.values())
         spread = [f"{depths[name]:,} {name}" for name in ("deep", "mid", "shallow")]
@@ -143,12 +160,14 @@ class _Report:
         )
 
     def print_findings(self) -> None:
-        order = {"error": 0, "warning": 1, "note": 2}
-        kinds: dict[tuple[str, str], list[Finding]] = {}
-        for finding in sorted(self._diagnosis.findings, key=lambda item: order[item.level]):
-            kinds.setdefault((finding.level, finding.id), []).append(finding)
+        order = {level: i for i, level in enumerate(_LABELS)}
+        kinds: dict[tuple[str, str], list[Breach]] = {}
+        for finding in sorted(self._outcome.findings, key=lambda item: (not item.active, order[item.level])):
+            level = finding.level if finding.active else "note"
+            kinds.setdefault((level, finding.id), []).append(finding)
         for (level, _), findings in kinds.items():
-            label = f"{_LABELS[level]}: "
+            rule = f" {findings[0].rule}" if self._outcome.gate is not None and findings[0].rule else ""
+            label = f"{_LABELS[level]}{rule}: " if findings[0].active else f"ignored{rule}: "
             for finding in findings[:_ALIKE]:
                 self._console.print(Text(label, _STYLES[level]) + Text(self._shown(finding.message)))
             more = [finding.where for finding in findings[_ALIKE:]]
@@ -157,7 +176,7 @@ class _Report:
                 self._console.print(Text(label, _STYLES[level]) + Text(f"the same in {len(more):,} more: {places}"))
 
     def print_skipped(self) -> None:
-        seen = self._diagnosis.measurement
+        seen = self._record
         if seen.skipped:
             self._print("not measured:", "bold")
         reasons: dict[tuple[str, str], list[str]] = {}
@@ -171,7 +190,7 @@ class _Report:
             self._print(f"and {len(seen.warnings) - 2 * _ALIKE:,} more notes; the JSON report has them all", "dim")
 
     def print_foot(self) -> None:
-        for item in self._diagnosis.measurement.inputs:
+        for item in self._record.inputs:
             shape = "x".join(map(str, item.shape)) or "scalar"
             values = f"{item.min:.4g} to {item.max:.4g}, mean {item.mean:.4g}, sd {item.sd:.4g}"
             self._print(f"{item.name}: {shape} {item.dtype}, {values}", "dim")
@@ -221,24 +240,25 @@ def _packed(items: Sequence[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _units(site: SiteDiagnosis) -> Text:
+def _units(site: SiteRecord) -> Text:
     return Text(f"{site.units:,}")
 
 
-def _dead(site: SiteDiagnosis) -> Text:
-    dead = site.counts[Verdict.DEAD]
+def _dead(site: SiteRecord) -> Text:
+    dead = site.count(Verdict.DEAD)
     return Text(f"{dead:,} {percent(dead, site.units):>6}" if dead else "-", "bold red" if dead else "dim")
 
 
-def _silent(site: SiteDiagnosis) -> Text:
-    silent = site.counts[Verdict.SILENT]
+def _silent(site: SiteRecord) -> Text:
+    silent = site.count(Verdict.SILENT)
     return Text(f"{silent:,}" if silent else "-", "yellow" if silent else "dim")
 
 
-def _zeros(site: SiteDiagnosis) -> Text:
-    return Text(percent(int(site.stats.zeros.sum()), site.stats.observations * site.units))
+def _zeros(site: SiteRecord) -> Text:
+    seen = site.observations * site.units
+    return Text(percent(round(site.zero_rate * seen) if site.zeros is None else site.zeros, seen))
 
 
-def _others(site: SiteDiagnosis) -> list[str]:
+def _others(site: SiteRecord) -> list[str]:
     short = {Verdict.NEGATIVE_ONLY: "negative", Verdict.ALWAYS_ON: "always on"}
-    return [f"{site.counts[v]:,} {short.get(v, v.value)}" for v in _OTHERS if site.counts[v]]
+    return [f"{site.count(v):,} {short.get(v, v.value)}" for v in _OTHERS if site.count(v)]

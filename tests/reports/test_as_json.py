@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deadcheck.diagnosis import diagnose
 from deadcheck.errors import ExitCode
 from deadcheck.reports import REPORTS, RenderOptions
 from deadcheck.reports.as_json import render_failure
 from deadcheck.sites import Measurement, Skipped
-from tests.records import input_summary, measurement, site_stats
+from tests.records import input_summary, measurement, outcome, site_stats
 
 TOP = [
     "schema_version", "tool", "status", "exit_code", "model", "data", "env", "totals", "sites", "skipped", "findings",
@@ -36,7 +35,7 @@ PER_UNIT = ["zeros", "fired", "first_fired", "max", "verdict"]
 
 
 def text_of(seen: Measurement, **options: Any) -> str:
-    return REPORTS["json"](diagnose(seen), RenderOptions(**options))
+    return REPORTS["json"]([outcome(seen, per_unit=options.get("per_unit", False))], RenderOptions(**options))
 
 
 def report_of(seen: Measurement, **options: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from deadcheck.diagnosis import diagnose
 from deadcheck.reports import REPORTS, RenderOptions
-from deadcheck.reports.base import percent, shown
 from deadcheck.reports.strip import legend, strip
+from deadcheck.safe_text import shown
+from deadcheck.shares import percent
 from deadcheck.sites import Family, Measurement, Skipped
-from tests.records import input_summary, measurement, site_stats
+from tests.records import input_summary, measurement, outcome, site_stats
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 HOSTILE = [
@@ -35,7 +35,7 @@ HOSTILE = [
 
 
 def table(seen: Measurement, **options: Any) -> str:
-    return REPORTS["table"](diagnose(seen), RenderOptions(**options))
+    return REPORTS["table"]([outcome(seen)], RenderOptions(**options))
 
 
 def sick_model() -> Measurement:

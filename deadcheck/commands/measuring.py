@@ -1,0 +1,87 @@
+"""Scans the models that a command was given; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from deadcheck.commands.inputs import Target, keywords, targets_of
+from deadcheck.commands.output import progress
+from deadcheck.config import Config
+from deadcheck.errors import DeadcheckError, ExitCode, internal_error
+from deadcheck.record import Record
+from deadcheck.reports import Failure, Outcome
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the command line says about reading a model; trust is given here and nowhere else."""
+
+    arch: str | None
+    arch_args: Sequence[str]
+    allow_classes: Sequence[str]
+    key: str | None
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """What holds for every model of one run."""
+
+    config: Config
+    reading: Reading
+    baseline: Path | None
+    """From the command line; it stands before those of the configuration."""
+
+    per_unit: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def scans(models: Sequence[Path], run: Run) -> Iterator[Outcome]:
+    """Yield the outcome of every model that was named, or that the configuration names."""
+    for target in targets_of(models, run.config):
+        yield attempted(target.path, partial(_scan, target, run), debug=run.debug)
+
+
+def _scan(target: Target, run: Run) -> Outcome:
+    return Outcome(target.path, scanned(target, run))
+
+
+def scanned(target: Target, run: Run) -> Record:
+    """Scan one model; a DeadcheckError says why it cannot be."""
+    from deadcheck import pipeline
+    from deadcheck.formats import LoadOptions
+    from deadcheck.record import record_of
+
+    reading = run.reading
+    arguments = keywords(reading.arch_args) or (target.arch_args if reading.arch is None else {})
+    load = LoadOptions(
+        arch=reading.arch or target.arch,
+        arch_args=arguments,
+        allow_classes=tuple(reading.allow_classes),
+        key=reading.key or target.key,
+        trust=reading.trust,
+    )
+    path = Path(target.path)
+    # What the user's code prints is not the report.
+    with redirect_stdout(sys.stderr), progress(path.name, quiet=run.quiet) as advance:
+        return record_of(pipeline.scan_file(path, load, target.config, advance), per_unit=run.per_unit)
+
+
+def attempted(name: str | None, work: Callable[[], Outcome], *, debug: bool) -> Outcome:
+    """Return the outcome of some work on one model, or why there is none."""
+    try:
+        return work()
+    except DeadcheckError as error:
+        if debug:
+            raise
+        return Outcome(name, failure=Failure(error.exit_code, str(error)))
+    except Exception as error:  # a fault of ours in one model must not hide what the others came to
+        if debug:
+            raise
+        return Outcome(name, failure=Failure(ExitCode.ERROR, internal_error(error)))

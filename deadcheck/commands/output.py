@@ -1,0 +1,138 @@
+"""Where reports go, and how they look there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from deadcheck.commands.printing import print_error, print_text
+from deadcheck.errors import UsageError
+from deadcheck.reports import REPORTS, Outcome, RenderOptions
+from deadcheck.safe_text import plain
+
+FOR_PEOPLE = ("table", "text", "concise")
+
+
+def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (format, path) of every report, checked before any work is done; stdout comes last.
+
+    What is on stdout must be one report or one failure, so nothing may go wrong after it is written.
+    """
+    outputs = []
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise UsageError(f"-o {pair!r} is not FORMAT=PATH; write -o json=report.json")
+        if path != "-":
+            check_place(f"-o {pair!r}", path)
+        outputs.append((name, path))
+    if not any(path == "-" for _, path in outputs):
+        outputs.append((stdout_format, "-"))
+    unknown = sorted({name for name, _ in outputs} - set(REPORTS))
+    if unknown:
+        raise UsageError(f"unknown report format {unknown[0]!r}; there are {', '.join(REPORTS)}")
+    if sum(path == "-" for _, path in outputs) > 1:
+        raise UsageError("two reports on stdout would run into one; write one of them to a file")
+    return sorted(outputs, key=lambda output: output[1] == "-")
+
+
+def check_place(what: str, path: str) -> None:
+    """Refuse a path that no file can be written to, before any work is done."""
+    if not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
+    if Path(path).is_dir():
+        raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
+
+
+def look_of(
+    color: str,
+    *,
+    ascii: bool = False,
+    per_unit: bool = False,
+    limit: int | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> RenderOptions:
+    """Return how reports should look, from the flags and the terminal."""
+    if color not in ("auto", "always", "never"):
+        raise UsageError(f"--color {color!r} is not auto, always or never")
+    terminal = sys.stdout.isatty()
+    automatic = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size((120, 24)).columns if terminal else int(os.environ.get("COLUMNS") or 120)
+    unicode = "utf" in (sys.stdout.encoding or "").lower() and os.environ.get("TERM") != "dumb"
+    return RenderOptions(
+        width=max(width, 60),
+        color=color == "always" or (color == "auto" and automatic),
+        unicode=unicode and not ascii,
+        per_unit=per_unit,
+        limit=limit,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], look: RenderOptions) -> None:
+    """Write every report, files first; what a model failed of goes to stderr too.
+
+    For people at stdout a lone failure is said once, on stderr.
+    """
+    alone = len(outcomes) == 1
+    for name, path in outputs:
+        for_people = name in FOR_PEOPLE and path == "-"
+        if not (for_people and alone and outcomes[0].record is None):
+            write(path, REPORTS[name](outcomes, look if for_people else replace(look, color=False)), name)
+        if path == "-" and (alone or not for_people):
+            for outcome in outcomes:
+                if outcome.failure is not None:
+                    print_error(outcome.failure.message)
+
+
+def write(path: str, text: str, name: str) -> None:
+    """Print a report, or write it to a temporary file that then takes the place of the old one."""
+    text = text if text.endswith("\n") or not text else text + "\n"
+    if path == "-":
+        print_text(text)
+        return
+    target = Path(path)
+    try:
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, mode)
+            os.replace(temporary, target.resolve())
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the {name} report to {path!r}: {error.strerror}; choose another place"
+        ) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+@contextmanager
+def progress(name: str, *, quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Show samples done and time left on stderr, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(plain(name), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

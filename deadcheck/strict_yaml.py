@@ -1,0 +1,99 @@
+"""Reads a YAML or TOML file into nodes that know their line, without tags, anchors or anything that could run."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deadcheck.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_BYTES = 1 << 20
+_MAX_DEPTH = 20
+_SCALARS = ("str", "int", "float", "bool", "null")
+
+
+class FaultError(ValueError):
+    """One value is wrong; the text says how to write it."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a configuration file; ConfigError for what cannot be one."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such configuration file; check the path given with --config")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is; check the path")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}); check the file") from error
+
+
+def yaml_root(path: Path) -> yaml.Node | None:
+    """Return the root of a YAML file; None when it is empty."""
+    text = read_text(path)
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else 1
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}; correct the line"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
+
+
+def toml_root(path: Path) -> yaml.Node | None:
+    """Return the table ``tool.deadcheck`` of a pyproject.toml, as nodes without lines; None when there is none."""
+    try:
+        table = tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
+        return None if table is None else yaml.SafeDumper(io.StringIO()).represent_data(table)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}; correct the file") from error
+
+
+def line_of(node: yaml.Node) -> int | None:
+    """Return the line of a node, from 1; None where the format does not tell."""
+    mark = node.start_mark
+    return None if mark is None else int(mark.line) + 1
+
+
+class Plain:
+    """Turns nodes into plain values; an alias, met a second time, is refused rather than unfolded."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def of(self, node: yaml.Node, depth: int = 0) -> Any:
+        """Return the value of a node, without anchors, aliases and tags; FaultError for those."""
+        self.met(node)
+        if depth > _MAX_DEPTH:
+            raise FaultError("nested too deeply")
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.of(item, depth + 1) for item in node.value]
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            keys = [key.value for key, _ in node.value]
+            if len(set(map(str, keys))) != len(keys):
+                raise FaultError("a key stands twice; keep one")
+            return {str(key.value): self.of(value, depth + 1) for key, value in node.value}
+        if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in _SCALARS:
+            raise FaultError(f"the tag {node.tag} is not allowed; write a plain value")
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except (ValueError, yaml.YAMLError) as error:
+            raise FaultError(f"{node.value!r} cannot be read ({error})") from error
+
+    def met(self, node: yaml.Node) -> None:
+        """Remember a node; FaultError when it stands at two places."""
+        if id(node) in self._seen:
+            raise FaultError("aliases (*name) are not allowed; write the value out")
+        self._seen.add(id(node))
