@@ -11,11 +11,14 @@ import typer
 from deadcheck import __version__
 from deadcheck.commands import (
     do_baseline,
+    do_compare,
     do_config,
     do_diff,
     do_gate,
     do_init,
     do_inspect,
+    do_patch,
+    do_plot,
     do_report,
     do_rule,
     do_scan,
@@ -32,6 +35,9 @@ app = typer.Typer(
 )
 app.command()(do_scan.scan)
 app.command()(do_gate.gate)
+app.command()(do_patch.patch)
+app.command()(do_compare.compare)
+app.add_typer(do_plot.app, name="plot")
 app.command()(do_inspect.inspect)
 app.command()(do_diff.diff)
 app.command()(do_report.report)

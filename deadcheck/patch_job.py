@@ -18,8 +18,8 @@ from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.formats.from_torchscript import load_program
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
 from deadcheck.patch_output import check_kind, write_model, write_text
-from deadcheck.patch_result import PatchResult, Written
-from deadcheck.patching import Patched, Study, examine, make
+from deadcheck.patch_result import Comparison, PatchResult, Written
+from deadcheck.patching import Patched, Study, compare, examine, make
 from deadcheck.plan import PatchPlan
 from deadcheck.remedies.base import Choice
 from deadcheck.rewrite import copied, rewrite
@@ -34,6 +34,9 @@ class PatchOptions:
     choice: Choice = field(default_factory=Choice)
     tolerance: float | None = None
     """Choose the largest slope that moves the outputs by this much at most."""
+
+    report_sha256: str | None = None
+    """Digest of the model that the dead units were reported of."""
 
     from_file: Path | None = None
     """Take the plan from a patch file."""
@@ -107,6 +110,8 @@ def run(
     plan = None if options.from_file is None else read_plan(options.from_file)
     loaded = open_model(path, load)
     loaded.module.to(torch.device(config.scan.device))
+    if options.report_sha256 is not None and loaded.identity.sha256 not in (None, options.report_sha256):
+        raise UsageError(f"{path}: the report of dead units is of another file; scan this one again")
     subject = subject_of(path, loaded, load, config.scan.call)
     study = Study(subject, config, progress=progress, has_data=_has_data(loaded, config))
     if options.output is not None:
@@ -142,9 +147,26 @@ def subject_of(path: Path, loaded: LoadedModel, options: LoadOptions, call: str)
     return ModuleTree(loaded, pipeline.runnable(loaded.module))
 
 
+def compare_file(
+    path: Path,
+    load: LoadOptions,
+    config: Config,
+    choice: Choice,
+    tolerance: float | None = None,
+    progress: pipeline.Progress | None = None,
+) -> Comparison:
+    """Set ReLU beside what would stand in for it, measured on a saved model; nothing is written."""
+    loaded = open_model(path, load)
+    loaded.module.to(torch.device(config.scan.device))
+    subject = subject_of(path, loaded, load, config.scan.call)
+    study = Study(subject, config, progress=progress, has_data=_has_data(loaded, config))
+    return compare(study, make(study, replace(choice, call=config.scan.call), tolerance=tolerance))
+
+
 def _has_data(loaded: LoadedModel, config: Config) -> bool:
     path = loaded.identity.path
-    return config.scan.data is not None or (path is not None and sample_beside(Path(path)) is not None)
+    beside = path is not None and sample_beside(Path(path)) is not None
+    return config.scan.data is not None or beside or loaded.example is not None
 
 
 def _write(study: Study, patched: Patched, output: Path, choice: Choice) -> Written:
