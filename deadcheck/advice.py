@@ -44,7 +44,7 @@ def advise(
     if search is not None and search.alpha < _SMALL_SLOPE:
         yield Advice(
             "small-slope",
-            f"a slope of {search.alpha:.2g} lets gradients of that size through: it keeps the outputs, and revives "
+            f"a slope of {search.alpha:.3g} lets gradients of that size through: it keeps the outputs, and revives "
             "almost nothing by itself",
         )
     if plan.replacement.kind is Kind.LEAKY:

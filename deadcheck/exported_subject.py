@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from deadcheck.errors import PatchError
 from deadcheck.formats.base import LoadedModel, LoadOptions
 from deadcheck.formats.from_export import load_program
 from deadcheck.plan import PatchPlan
-from deadcheck.subject import Made, ProgramSubject, all_or_none, rules_of
+from deadcheck.subject import Made, ProgramSubject, all_or_none, rules_of, skipped_sites
 
 
 class Exported(ProgramSubject):
@@ -47,7 +48,7 @@ class Exported(ProgramSubject):
         skipped = rewrite_export.rewrite_export(program, rules_of(plan))
         module = program.module()
         exported.mark(module)
-        return Made(module, program, tuple(skipped))
+        return Made(module, program, skipped_sites(plan, skipped))
 
 
 def from_file(loaded: LoadedModel, path: Path, options: LoadOptions) -> Exported:
@@ -61,7 +62,7 @@ def patched_export(program: ExportedProgram, plan: PatchPlan) -> ExportedProgram
     torch.export.save(program, held)
     held.seek(0)
     copy = torch.export.load(held)
-    all_or_none(rewrite_export.rewrite_export(copy, rules_of(plan)))
+    all_or_none(skipped_sites(plan, rewrite_export.rewrite_export(copy, rules_of(plan))))
     return copy
 
 
@@ -89,12 +90,14 @@ def _exported(model: nn.Module, batch: Batch) -> BytesIO:
     for _, tensor in tensors_in([batch.args, dict(batch.kwargs)]):
         if tensor.dim() and tensor.shape[0] == batch.samples:
             shapes[tensor] = {0: Dim.AUTO}  # type: ignore[no-untyped-call]
+    # By position as far as that goes: a program takes its arguments as they were given when it was exported.
+    given = inspect.signature(model.forward).bind(*batch.args, **batch.kwargs)
     logger = logging.getLogger("torch.export")
     before = logger.disabled
     try:
         logger.disabled = True
         dynamic: Any = shapes  # which torch takes, and its annotation leaves out
-        torch.export.save(torch.export.export(model, batch.args, dict(batch.kwargs), dynamic_shapes=dynamic), held)
+        torch.export.save(torch.export.export(model, given.args, given.kwargs, dynamic_shapes=dynamic), held)
     except Exception as error:  # the model's own code is traced, and torch raises almost anything
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise PatchError(

@@ -206,6 +206,9 @@ def make(study: Study, choice: Choice, *, tolerance: float | None = None, plan: 
     search = None if tolerance is None else find_alpha(study, planned.plan, tolerance)
     done = with_alpha(planned.plan, search.alpha) if search is not None else planned.plan
     made = study.subject.made(done)
+    untouched = {item.where for item in made.skipped}
+    if plan is None:
+        done = replace(done, sites=tuple(change for change in done.sites if change.site not in untouched))
     return Patched(made, done, (*planned.skipped, *made.skipped), search)
 
 

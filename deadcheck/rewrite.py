@@ -192,8 +192,8 @@ class _Tree:
             for number, ceiling in ceilings.items()
             if ceiling is not None and (ceiling == math.inf or self.plan.clipped)
         }
-        for item in rewrite_script(program, chosen):
-            self.skipped.append(Skipped(item.what, change.site, item.reason))
+        for reason in rewrite_script(program, chosen).values():
+            self.skipped.append(Skipped(change.activation, change.site, reason))
         return program.module
 
     def _makes_input(self, path: str) -> bool:

@@ -15,19 +15,19 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from deadcheck.activations import OPERATORS
 from deadcheck.exported import operators
 from deadcheck.plan import Kind
-from deadcheck.sites import Family, Skipped
+from deadcheck.sites import Family
 from deadcheck.substitute import Rule
 from deadcheck.unit_slope import UnitMask
 
 _ATEN = torch.ops.aten
 
 
-def rewrite_export(program: ExportedProgram, rules: Mapping[int, Rule]) -> list[Skipped]:
-    """Replace activations of a program, by their numbers; returns those that cannot be, with the reason.
+def rewrite_export(program: ExportedProgram, rules: Mapping[int, Rule]) -> dict[int, str]:
+    """Replace activations of a program, by their numbers; returns why those that cannot be are not.
 
     Changes the program.
     """
-    skipped = []
+    skipped: dict[int, str] = {}
     module = program.graph_module
     for node, place in list(operators(module)):
         rule = rules.get(place.number) if place.number else None
@@ -35,7 +35,7 @@ def rewrite_export(program: ExportedProgram, rules: Mapping[int, Rule]) -> list[
             continue
         reason = _replace(program, node, rule)
         if reason is not None:
-            skipped.append(Skipped(str(node.target), place.path, reason))
+            skipped[place.number] = reason
     for child in module.modules():
         if isinstance(child, fx.GraphModule):
             child.graph.lint()

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from deadcheck.plan import Kind
 from deadcheck.scripted import Program
-from deadcheck.sites import Skipped
 from deadcheck.substitute import Rule
 from deadcheck.unit_slope import UnitMask
 
 
-def rewrite_script(program: Program, rules: Mapping[int, Rule], *, method: str = "forward") -> list[Skipped]:
-    """Replace activations of a program, by their numbers in a method; returns those that cannot be, with the reason.
+def rewrite_script(program: Program, rules: Mapping[int, Rule], *, method: str = "forward") -> dict[int, str]:
+    """Replace activations of a program, by their numbers in a method; returns why those that cannot be are not.
 
     Changes the program. Its list of operators then names the new ones, so that it can still be marked.
     """
-    skipped = []
+    skipped: dict[int, str] = {}
     graph = program.graphs[method]
     operators = program.operators[method]
     for index, (node, place) in enumerate(operators):
@@ -30,7 +29,7 @@ def rewrite_script(program: Program, rules: Mapping[int, Rule], *, method: str =
             continue
         made = _replaced(graph, node, rule)
         if isinstance(made, str):
-            skipped.append(Skipped(node.kind(), place.path, made))
+            skipped[place.number] = made
         else:
             operators[index] = (made, place)
     torch._C._jit_pass_lint(graph)

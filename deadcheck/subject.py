@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class Scripted(ProgramSubject):
         skipped = rewrite_script.rewrite_script(program, rules, method=self._method)
         rewrite_script.rewrite_script(marked, rules, method=self._method)
         marked.mark()
-        return Made(marked.module, program.module, tuple(skipped))
+        return Made(marked.module, program.module, skipped_sites(plan, skipped))
 
 
 def rules_of(plan: PatchPlan) -> dict[int, Rule]:
@@ -153,11 +153,22 @@ def rules_of(plan: PatchPlan) -> dict[int, Rule]:
 def patched_script(module: torch.jit.ScriptModule, plan: PatchPlan) -> torch.jit.ScriptModule:
     """Return a TorchScript program with a patch applied; the one given stays as it is."""
     program = Program(rewrite_script.leave_fast_path(rewrite_script.reread(module)))
-    all_or_none(rewrite_script.rewrite_script(program, rules_of(plan)))
+    all_or_none(skipped_sites(plan, rewrite_script.rewrite_script(program, rules_of(plan))))
     return program.module
 
 
-def all_or_none(skipped: list[Skipped]) -> None:
+def skipped_sites(plan: PatchPlan, reasons: Mapping[int, str]) -> tuple[Skipped, ...]:
+    """Return the sites whose operators could not be replaced."""
+    return tuple(
+        Skipped(
+            change.activation, change.site, next(reasons[number] for number in change.operators if number in reasons)
+        )
+        for change in plan.sites
+        if any(number in reasons for number in change.operators)
+    )
+
+
+def all_or_none(skipped: Sequence[Skipped]) -> None:
     """Raise PatchError where something could not be changed."""
     if skipped:
         raise PatchError(f"{skipped[0].where}: the {skipped[0].what} cannot be changed: {skipped[0].reason}")
