@@ -305,3 +305,36 @@ def test_what_cannot_be_exported_leaves_the_patch_file(tmp_path: Path) -> None:
     with pytest.raises(PatchError, match=r"torch cannot export this model .*fixed.patch.yaml was written"):
         patched(tmp_path / "w.pt", tmp_path / "fixed.pt2", arch=f"{tmp_path / 'net.py'}:Net")
     assert sorted(p.name for p in tmp_path.glob("fixed*")) == ["fixed.patch.yaml"]
+
+
+ODD = ("Functional", "ResidualBlock", "SharedAct", "Siamese", "Crelu", "ConvFlatten", "Heads", "Sliced", "Tokens")
+
+
+@pytest.mark.parametrize("save", ["script", "trace", "export"])
+@pytest.mark.parametrize("name", ODD)
+@torch.no_grad()
+def test_programs_of_the_zoo(name: str, save: str, tmp_path: Path) -> None:
+    from tests import zoo
+    from tests.oracle import LeakyOracle
+    from tests.test_patch_zoo import relus
+
+    kind = getattr(zoo, name)
+    model, x = zoo.build(kind), zoo.inputs(kind, 8)
+    np.save(tmp_path / "x.npy", x.numpy())
+    path = tmp_path / ("net.pt2" if save == "export" else "net.pt")
+    if save == "script":
+        torch.jit.save(torch.jit.script(model), path)
+    elif save == "trace":
+        torch.jit.save(torch.jit.trace(model, (x[:4],)), path)
+    else:
+        torch.export.save(torch.export.export(model, (x[:4],)), path)
+    settings = replace(ScanSettings(), data=str(tmp_path / "x.npy"), batch_size=4)
+    output = tmp_path / f"fixed{path.suffix}"
+    options = PatchOptions(Choice(LEAKY), output=output)
+    result = run(path, LoadOptions(trust=True), replace(Config(), scan=settings), options)
+    fixed = torch.export.load(output).module() if save == "export" else torch.jit.load(output)
+    oracle = LeakyOracle({key: None for key, _ in relus(model, x)}, ALPHA)
+
+    assert result.is_complete
+    assert len(result.sites) == len(oracle.chosen)
+    assert torch.equal(batches(fixed, x, 4), batches(lambda b: model.reference(oracle, b), x, 4))

@@ -76,7 +76,7 @@ class _Report:
         sites = result.sites[: self._options.limit] if self._options.limit else result.sites
         for site in sites:
             name = Text(self._shown(site.change.site), "red" if site.fault else "")
-            cells = [name, *([Text(site.change.activation)] if wide else []), Text(site.stand_in)]
+            cells = [name, *([Text(self._shown(site.change.activation))] if wide else []), Text(site.stand_in)]
             table.add_row(*cells, *(self._numbers(site) if measured else ()))
         self._console.print(table)
         if len(sites) < len(result.sites):
