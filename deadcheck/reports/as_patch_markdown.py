@@ -55,5 +55,13 @@ def _row(site: SiteEffect) -> str:
     if site.gradient is not None:
         gradient = f"{site.gradient.without_before:,} → {site.gradient.without_after:,}"
     function = "as said" if site.fault is None else f"**wrong: {code_span(site.fault)}**"
-    cells = (code_span(site.change.site), code_span(site.change.activation), site.stand_in, units, dead, gradient, function)
+    cells = (
+        code_span(site.change.site),
+        code_span(site.change.activation),
+        site.stand_in,
+        units,
+        dead,
+        gradient,
+        function,
+    )
     return f"| {' | '.join(cells)} |"
