@@ -68,7 +68,7 @@ def _always(activation: Activation) -> Resolve:
     return lambda args, kwargs: activation
 
 
-def _is_zero(bound: Any) -> bool:
+def is_zero(bound: Any) -> bool:
     """Tell whether a bound is 0, given as a number or as a constant tensor."""
     if isinstance(bound, torch.Tensor):
         return bound.numel() > 0 and not bool(torch.count_nonzero(bound))
@@ -77,7 +77,7 @@ def _is_zero(bound: Any) -> bool:
 
 def _bounded(name: str, low: Any, high: Any) -> Activation | None:
     """Describe a clamp: only one that cuts at 0 from below is an activation."""
-    if not _is_zero(low):
+    if not is_zero(low):
         return None
     if high is None:
         return _rectifier(name)
@@ -118,7 +118,7 @@ def _rrelu(args: Args, kwargs: Kwargs) -> Activation | None:
 
 
 def _prelu(args: Args, kwargs: Kwargs) -> Activation | None:
-    return _leaky("prelu", _is_zero(_argument(args, kwargs, 1, "weight")))
+    return _leaky("prelu", is_zero(_argument(args, kwargs, 1, "weight")))
 
 
 def _elu(args: Args, kwargs: Kwargs) -> Activation | None:
@@ -153,8 +153,7 @@ def _threshold(args: Args, kwargs: Kwargs) -> Activation | None:
 
 
 def _maximum(args: Args, kwargs: Kwargs) -> Activation | None:
-    other = _argument(args, kwargs, 1, "other")
-    return _rectifier("maximum") if _is_zero(other) else None
+    return _rectifier("maximum") if any(map(is_zero, args)) else None
 
 
 def _smooth(name: str, off: float) -> Resolve:
@@ -201,6 +200,12 @@ OPERATORS: dict[Any, Resolve] = {
     if hasattr(torch.ops.aten, name)
 }
 """Operator (an ``OpOverloadPacket`` of aten) -> what a call of it with these arguments is, or None."""
+
+BOUNDS = frozenset(("clamp", "clamp_", "clamp_min", "clamp_min_", "maximum"))
+"""Operators that bound indices as often as they are activations."""
+
+BENDS = (Family.SQUASHING, Family.CLIPPED, Family.SMOOTH)
+"""Families whose output times their input is another activation, as x * sigmoid(x) is."""
 
 MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,

@@ -21,17 +21,15 @@ class Pairing:
 
     def __init__(self, model: nn.Module, before: Sightings, after: Sightings, plan: PatchPlan) -> None:
         first: dict[nn.Module, str] = {}
-        self._origin = {p: first.setdefault(m, p) for p, m in model.named_modules(remove_duplicate=False)}
+        origin = {p: first.setdefault(m, p) for p, m in model.named_modules(remove_duplicate=False)}
         self._plan = plan
         self._stand_ins = {plan.replacement.kind.value, "prelu"}  # nn.PReLU holds the slopes of single units
-        self._before = {record.key: self._identity(record.signature) for record in before.records}
-        self._now: dict[tuple[Any, ...], list[Any]] = {}
-        for record in after.records:
-            self._now.setdefault(self._identity(record.signature), []).append(record)
+        self._before = {r.key: identity for identity, found in before.by_identity(origin).items() for r in found}
+        self._now = after.by_identity(origin)
 
     def after(self, change: SiteChange, diagnosis: Diagnosis) -> SiteDiagnosis | None:
         """Return what a changed site is after the patch; None where it did not run."""
-        records = self._now.get(self._before.get(change.site, ()), [])
+        records = self._now.get(self._before.get(change.site), [])
         stand_in = next((r for r in records if r.activation.name in self._stand_ins), None)
         if stand_in is None:
             return None
@@ -57,20 +55,6 @@ class Pairing:
                     key = record.key if change is None else change.site
                     left.append(Skipped(record.activation.name, key, "is still a ReLU after the patch"))
         return left
-
-    def _identity(self, signature: Any) -> tuple[Any, ...]:
-        weights = tuple(sorted(tuple(self._fed_from(name) for name in names) for names in signature.weights))
-        return self._place(signature.module), weights, signature.offset, signature.units, signature.turn
-
-    def _fed_from(self, name: str) -> str:
-        path, colon, _ = name.partition(":")
-        return f"{self._place(path)}:" if colon else self._origin.get(name, name)
-
-    def _place(self, path: str) -> str:
-        """Return the path that a module had before; a part of what stands in for it counts as it."""
-        while path and path not in self._origin:
-            path = path.rpartition(".")[0]
-        return self._origin.get(path, path)
 
 
 def _is_relu(record: Any) -> bool:

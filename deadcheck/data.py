@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -155,19 +156,30 @@ def open_data(source: object, options: DataOptions, *, forward: Callable[..., An
         if str(source) == "random":
             return _random(options, unpacker)
         if _is_entry(str(source)):
-            named = resolve(str(source))
-            return _opened(named() if _is_factory(named) else named, str(source), options, unpacker)
+            return _opened(_called(resolve(str(source)), str(source)), str(source), options, unpacker)
         path = Path(source)
         return _opened(_read(path), str(source), options, unpacker, sha256=_sha256(path))
-    live: Any = source
-    live = live() if _is_factory(live) else live
-    return _opened(live, type(source).__name__, options, unpacker)
+    name = type(source).__name__
+    return _opened(_called(source, name), name, options, unpacker)
 
 
 def _is_entry(text: str) -> bool:
     """Tell ``package.module:name`` from a path; a path that exists wins."""
     before, colon, name = text.rpartition(":")
     return bool(colon and before) and name.replace(".", "").isidentifier() and not Path(text).exists()
+
+
+def _called(value: Any, source: str) -> Any:
+    """Return what a function gives that makes data, or the value itself."""
+    if not _is_factory(value):
+        return value
+    try:
+        return value()
+    except Exception as error:  # the user's own function may raise anything
+        raise DataError(
+            f"{source} raised {type(error).__name__} when called without arguments ({_line(error)}); give a function "
+            "that needs none and returns a loader, or the loader itself"
+        ) from error
 
 
 def _is_factory(value: object) -> bool:
@@ -186,6 +198,7 @@ def _opened(
     warnings: list[str] = []
     raw: Iterable[Any]
     total: int | None
+    data = tuple(data) if _is_side_by_side(data, unpacker) else data
     if isinstance(data, DataLoader):
         total, raw = _loader_length(data), data
         if isinstance(data.sampler, RandomSampler):
@@ -227,6 +240,15 @@ def _holds_arrays(data: object) -> bool:
     if isinstance(data, tuple):
         return any(isinstance(value, (Tensor, np.ndarray)) for value in data)
     return False
+
+
+def _is_side_by_side(data: object, unpacker: Unpacker) -> bool:
+    """Tell a list of arrays of the same samples, as [x, y], from a list of batches, which differ in length alone."""
+    if not isinstance(data, list) or not all(isinstance(item, (Tensor, np.ndarray)) and item.ndim for item in data):
+        return False
+    shapes = [tuple(item.shape) for item in data]
+    same = len({shape[0] for shape in shapes}) == 1 and len(data) > 1
+    return same and (len(set(shapes)) > 1 or len(data) == unpacker.required)
 
 
 def _is_sequence_dataset(data: object) -> bool:
@@ -343,7 +365,7 @@ class Unpacker:
         if mode not in ("auto", "first", "args", "kwargs"):
             raise UsageError(f"--unpack {mode!r} is not one of auto, first, args, kwargs")
         self.mode = mode
-        self._required, self._positional, self._names, self._any = _parameters(forward)
+        self.required, self._positional, self._names, self._any = _parameters(forward)
         self._placed = _by_position(forward)
         self._said: set[str] = set()
 
@@ -358,10 +380,10 @@ class Unpacker:
         ):
             self._said.add(note)
             warnings.append(note)
-        samples, is_known = _samples(args, kwargs)
-        if not is_known and "count" not in self._said:
+        samples, counted = _samples(args, kwargs)
+        if counted and "count" not in self._said:
             self._said.add("count")
-            warnings.append("the data has no tensor whose first axis counts samples; each batch counts as one sample")
+            warnings.append(counted)
         return Batch(args, kwargs, samples, _labels(item, left, samples))
 
     def _split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
@@ -377,7 +399,7 @@ class Unpacker:
     def _positional_count(self, given: int) -> int:
         if self._any:
             return given
-        return max(1, min(given, self._required))
+        return max(1, min(given, self.required))
 
     def _split_mapping(self, item: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
         if self.mode == "args":
@@ -437,8 +459,11 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biufc":
             raise DataError(f"an array of {value.dtype} cannot go to a model; give numbers")
-        # A copy, since a memory map of a file is read-only and torch has no such thing.
-        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), copy=True))
+        try:
+            # A copy, since a memory map of a file is read-only and torch has no such thing.
+            return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), copy=True))
+        except TypeError as error:
+            raise DataError(f"torch has no type for an array of {value.dtype}; give float32, say") from error
     if isinstance(value, Mapping):
         return {key: _as_tensors(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -448,15 +473,21 @@ def _as_tensors(value: Any) -> Any:
     return value
 
 
-def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, bool]:
-    """Return how many samples the arguments hold, and whether that is known."""
-    for _, value in chain(_leaves(list(args)), _leaves(dict(kwargs))):
-        if isinstance(value, Tensor) and value.dim():
-            return int(value.shape[0]), True
+def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, str | None]:
+    """Return how many samples the arguments hold, and what has to be said about that."""
+    leaves = chain(_leaves(list(args), "input "), _leaves(dict(kwargs)))
+    sizes = [(name, int(value.shape[0])) for name, value in leaves if isinstance(value, Tensor) and value.dim()]
+    if sizes:
+        # Most inputs agree: an edge list or a mask of tokens is as long as something else.
+        samples = Counter(size for _, size in sizes).most_common(1)[0][0]
+        others = [f"{name} {size}" for name, size in sizes if size not in (samples, 1)]
+        told = next(name for name, size in sizes if size == samples)
+        note = f"samples were counted along {told} ({samples}); not as long along axis 0: {', '.join(others[:3])}"
+        return samples, note if others else None
     for value in (*args, *kwargs.values()):
         if isinstance(value, (list, tuple)):
-            return len(value), True
-    return 1, False
+            return len(value), None
+    return 1, "the data has no tensor whose first axis counts samples; each batch counts as one sample"
 
 
 def _random(options: DataOptions, unpacker: Unpacker) -> Batches:
@@ -530,7 +561,8 @@ def _kind(path: Path, start: bytes) -> str | None:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             return {".npz": "npz"}.get(path.suffix, "pt")
-        return "npz" if names and all(name.endswith(".npy") for name in names) else "pt"
+        is_npz = all(name.endswith(".npy") for name in names) if names else path.suffix == ".npz"
+        return "npz" if is_npz else "pt"
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return "safetensors"
     return "pt" if start[:1] == b"\x80" or (path.suffix in (".pt", ".pth") and b"\0" in start) else None
@@ -540,7 +572,7 @@ def _numpy(load: Callable[[], Any], path: Path) -> Any:
     try:
         return load()
     except ValueError as error:
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+        if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
             raise DataError(
                 f"{path}: holds Python objects, which need pickle and could run code; save it with a numeric dtype"
             ) from error
@@ -552,7 +584,8 @@ def _numpy(load: Callable[[], Any], path: Path) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Return the first sentence of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0][:200]
 
 
 def _read_npy(path: Path) -> Any:
@@ -564,6 +597,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
     def load() -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             inflated = sum(info.file_size for info in archive.infolist())
+            if not archive.namelist():
+                raise DataError(f"{path}: holds no arrays; save the inputs under their names")
         packed = max(path.stat().st_size, 1)
         if inflated > _MAX_INFLATED or (inflated > 256 << 20 and inflated > _MAX_RATIO * packed):
             raise DataError(
@@ -595,8 +630,8 @@ def _read_pt(path: Path) -> Any:
         )
     if isinstance(data, Tensor) and data.layout is not torch.strided:
         raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
-    if isinstance(data, list) and data and all(isinstance(item, Tensor) for item in data):
-        return data if len({item.shape for item in data}) > 1 or data[0].dim() == 0 else tuple(data)
+    if isinstance(data, list) and len(data) == 2 and all(isinstance(item, Tensor) for item in data):
+        data = tuple(data) if data[0].dim() and data[0].shape == data[1].shape else data  # inputs and targets
     if not isinstance(data, (Tensor, Mapping, tuple, list)):
         raise DataError(f"{path}: holds a {type(data).__name__}, not data; save a tensor, or a dict or tuple of them")
     if isinstance(data, Mapping) and not _holds_arrays(data):

@@ -319,19 +319,22 @@ def _depth(margin: float, limits: Thresholds) -> str | None:
 
 def _because(verdict: Verdict, stats: SiteStats, unit: int, limits: Thresholds) -> str:
     n, fired = stats.samples, int(stats.fired[unit])
+    samples, first = "samples", f"in sample {int(stats.first_fired[unit])}"
+    if stats.site.samples_from == "call":
+        samples, first = "batches", f"in the batch from sample {int(stats.first_fired[unit])} on"
     bound = firing_bound(fired, n, limits.delta)
     sure = f"{1 - limits.delta:.0%}"
     match verdict:
         case Verdict.INVALID:
             return f"{int(stats.nonfinite[unit])} of {stats.observations} values were NaN or infinite"
         case Verdict.DEAD:
-            return f"never on in {n} samples: its firing rate is below {bound:.2g} ({sure} sure)"
+            return f"never on in {n} {samples}: its firing rate is below {bound:.2g} ({sure} sure)"
         case Verdict.SILENT:
-            return f"never on in {n} samples; {limits.n_star - n} more without firing would make it dead"
+            return f"never on in {n} {samples}; {limits.n_star - n} more without firing would make it dead"
         case Verdict.NEGATIVE_ONLY:
             return f"its input never rose above 0 (largest {stats.input_max[unit]:.3g}), so only the leak came through"
         case Verdict.RARE:
-            return f"on in {fired} of {n} samples, first in sample {int(stats.first_fired[unit])}"
+            return f"on in {fired} of {n} {samples}, first {first}"
         case Verdict.FAINT:
             return f"its mean |h| of {stats.mean_abs[unit]:.2g} is at most {limits.tau:.1%} of the layer's mean"
         case Verdict.SATURATED:
@@ -339,7 +342,7 @@ def _because(verdict: Verdict, stats: SiteStats, unit: int, limits: Thresholds) 
         case Verdict.ALWAYS_ON:
             return f"its input was never at or below 0 (smallest {stats.input_min[unit]:.3g})"
         case Verdict.LIVE:
-            return f"on in {fired} of {n} samples"
+            return f"on in {fired} of {n} {samples}"
 
 
 def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits: Thresholds) -> Iterator[Finding]:

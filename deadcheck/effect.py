@@ -116,17 +116,17 @@ class Incoming:
 
 def incoming(model: nn.Module, record: Any) -> Incoming | str:
     """Return where the weights that feed a site stand, or why that cannot be told."""
-    signature, parameters = record.signature, dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     found = []
-    for name, *_ in signature.weights:
+    for name in record.feeds:
         parameter = parameters.get(name)
         if parameter is None:
             return "it is fed by something without weights"
-        axis = _unit_axis(model, name, parameter, record.axis_from, signature.offset + signature.units)
+        axis = _unit_axis(model, name, parameter, record.axis_from, record.offset + record.units)
         if axis is None:
             return f"which rows of {name!r} make its units is not known"
         found.append((name, axis))
-    return Incoming(tuple(found), signature.offset, signature.units) if found else "nothing feeds it"
+    return Incoming(tuple(found), record.offset, record.units) if found else "nothing feeds it"
 
 
 def _unit_axis(model: nn.Module, name: str, parameter: Tensor, axis_from: str, needed: int) -> int | None:

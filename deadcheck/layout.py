@@ -41,9 +41,6 @@ class Feed(NamedTuple):
     direct: bool = True
     """False for what stands before another activation, or has no parameters."""
 
-    origin: frozenset[str] = frozenset()
-    """Weights on the way to an activation, where that is the feeder: tells its uses in one function apart."""
-
 
 _LOST: range = range(0)
 """Rows of a flow whose samples were lost: no row is any sample's."""
@@ -64,6 +61,9 @@ class Flow(NamedTuple):
 
     rows: Any = None
     """Sample of each row (a tensor or a range), where the sample atoms count rows that were picked; else None."""
+
+    presumed: bool = False
+    """Whether the samples are told by nothing but the length of the first axis, as in a state of zeros."""
 
     def demoted(self) -> Flow:
         """Return the flow with its units turned into positions."""
@@ -92,7 +92,15 @@ class Weight(NamedTuple):
 
     name: str
     parameter: bool
+    size: int = 0
+    """Elements that are its own: an expanded or copied weight has more."""
 
+    others: tuple[Weight, ...] = ()
+    """Weights that stand beside it in one tensor, as those of an ensemble."""
+
+
+CONSTANT = Weight("", "", parameter=False)
+"""What is known of a tensor made from numbers in the code alone, such as positions."""
 
 Known = Flow | Weight
 
@@ -201,15 +209,28 @@ def slice_axis(flow: Flow, dim: int, start: int, size: int, step: int = 1) -> Fl
 
 
 def drop_axes(flow: Flow, dims: Iterable[int], *, keepdim: bool = False) -> Flow:
-    """Return the flow after a reduction over ``dims``; units that were reduced over are gone."""
+    """Return the flow after a reduction over ``dims``; units that were reduced over as a whole are gone."""
     if flow.axes is None:
         return flow
     gone = {dim % len(flow.axes) for dim in dims} if flow.axes else set()
-    lost = any(has(flow.axes[dim], UNIT) for dim in gone)
-    kept = flow.demoted().axes if lost else flow.axes
-    assert kept is not None
-    axes = tuple(() if i in gone else axis for i, axis in enumerate(kept) if keepdim or i not in gone)
-    return Flow(axes, flow.feeds, None if lost else flow.axis_from, 0 if lost else flow.offset, flow.rows)
+    axes = tuple(() if i in gone else axis for i, axis in enumerate(flow.axes) if keepdim or i not in gone)
+    if not any(has(flow.axes[dim], UNIT) for dim in gone):
+        return flow._replace(axes=axes)
+    if count(axes, UNIT) == 1:
+        return Flow(axes, flow.feeds, rows=flow.rows)
+    return Flow(_renumbered(axes), flow.feeds, flow.axis_from, rows=flow.rows)
+
+
+def _renumbered(axes: Axes) -> Axes:
+    """Count the units anew, in the order they had, where only some of the atoms that made them are left."""
+    steps = sorted({(atom.stride, atom.size) for axis in axes for atom in axis if atom.role == UNIT})
+    new, stride = {}, 1
+    for step in steps:
+        new[step] = stride
+        stride *= step[1]
+    return tuple(
+        tuple(a._replace(stride=new[a.stride, a.size]) if a.role == UNIT else a for a in axis) for axis in axes
+    )
 
 
 def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) -> Flow:
@@ -232,7 +253,7 @@ def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) ->
 
 def agree(flows: Sequence[Flow]) -> bool:
     """Tell whether the rows of several tensors belong to the same samples."""
-    first = flows[0].rows
+    first = flows[0].rows if flows else None
     for flow in flows[1:]:
         rows = flow.rows
         if rows is first:
@@ -282,26 +303,32 @@ def broadcast(flows: Sequence[tuple[Flow, Sequence[int]]], shape: Sequence[int])
     known = [(flow, given) for flow, given in flows if flow.axes is not None]
     if not known:
         return Flow(None, feeds)
-    main, _ = max(known, key=lambda item: (item[0].axis_from is not None, math.prod(item[1])))
-    axes: list[Axis] = []
-    for back in range(len(shape), 0, -1):
-        axes.append(_broadcast_axis(main, known, back, shape[-back]))
-    result = Flow(tuple(axes), feeds, main.axis_from, main.offset, main.rows)
-    return result if agree([flow for flow, _ in known]) else result.unsampled()
+    main, main_shape = max(known, key=lambda item: (item[0].axis_from is not None, math.prod(item[1])))
+    # One operand alone says where the samples are: of two that differ, one is as long as the batch by chance.
+    sampled = [item for item in known if any(has(axis, SAMPLE) for axis in item[0].axes or ())]
+    sampled = [item for item in sampled if not item[0].presumed] or sampled
+    leads = not sampled or any(flow is main for flow, _ in sampled)
+    source, source_shape = (main, main_shape) if leads else sampled[0]
+    axes = tuple(
+        _broadcast_axis(_facing(main, main_shape, back, size), _facing(source, source_shape, back, size), size)
+        for back, size in zip(range(len(shape), 0, -1), shape, strict=True)
+    )
+    result = Flow(axes, feeds, main.axis_from, main.offset, source.rows)
+    told = [flow for flow, _ in known if flow.rows is not None or any(flow is other for other, _ in sampled)]
+    result = result._replace(presumed=source.presumed)
+    return result if agree(told) else result.unsampled()
 
 
-def _broadcast_axis(main: Flow, known: Sequence[tuple[Flow, Sequence[int]]], back: int, size: int) -> Axis:
-    best: Axis | None = None
-    for flow, given in known:
-        if len(given) < back or given[-back] != size or size == 1:
-            continue
-        assert flow.axes is not None
-        axis = flow.axes[-back] if flow is main else demote(flow.axes[-back])
-        if flow is main and (has(axis, UNIT) or has(axis, SAMPLE)):
-            return axis
-        if best is None or (has(axis, SAMPLE) and not has(best, SAMPLE)):
-            best = axis
-    return best if best is not None else positions(size)
+def _facing(flow: Flow, shape: Sequence[int], back: int, size: int) -> Axis:
+    """Return the axis of an operand that faces an axis of the output, counted from the back."""
+    assert flow.axes is not None
+    return flow.axes[-back] if len(shape) >= back and shape[-back] == size else ()
+
+
+def _broadcast_axis(main: Axis, source: Axis, size: int) -> Axis:
+    if has(main, UNIT) or has(main, SAMPLE):
+        return main
+    return demote(source) if has(source, SAMPLE) else main or positions(size)
 
 
 def guessed(shape: Sequence[int], flow: Flow | None, batch: int) -> Flow:
@@ -322,8 +349,13 @@ def at_axis(flow: Flow, shape: Sequence[int], dim: int, axis_from: str) -> Flow:
     plain = flow.demoted()
     assert plain.axes is not None
     dim %= len(shape)
-    axes = (*plain.axes[:dim], units(shape[dim]), *plain.axes[dim + 1 :])
-    return Flow(axes, flow.feeds, axis_from, rows=flow.rows)
+    made, stride = units(shape[dim]), 1
+    if len(plain.axes[dim]) > 1 and has(plain.axes[dim], SAMPLE):  # samples times channels, as in an instance norm
+        made = ()
+        for atom in reversed(plain.axes[dim]):
+            made = (atom if atom.role == SAMPLE else Atom(UNIT, atom.size, stride), *made)
+            stride *= 1 if atom.role == SAMPLE else atom.size
+    return Flow((*plain.axes[:dim], made, *plain.axes[dim + 1 :]), flow.feeds, axis_from, rows=flow.rows)
 
 
 class Plan(NamedTuple):

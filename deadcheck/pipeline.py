@@ -130,7 +130,7 @@ def measure(
         torch.manual_seed(settings.seed)
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, progress)
-        stats, skipped, ran = probe.stats(), probe.skipped(), probe.notes()
+        stats, skipped, told = probe.stats(), probe.skipped(), (*probe.warnings.values(), *probe.notes())
     if not run.samples:
         raise NothingMeasured(f"the data ({batches.source}) holds no samples, so nothing was measured; give it some")
     if not stats:
@@ -142,7 +142,7 @@ def measure(
         sites=stats,
         skipped=skipped,
         inputs=run.inputs.summaries(),
-        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *ran, *_guesses(stats)),
+        warnings=(*loaded.warnings, *notes, *batches.warnings, *run.warnings, *told, *_guesses(stats)),
         output_constant=run.outputs.constant,
         seconds=time.perf_counter() - clock,
         started=started.isoformat(timespec="seconds"),
@@ -294,17 +294,23 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _guesses(stats: Sequence[SiteStats]) -> Iterator[str]:
-    for site in (s.site for s in stats):
-        if site.axis_from == "guess":
-            yield (
-                f"{site.key}: nothing told which axis holds the units; axis {site.axis} was guessed "
-                f"(set it with --units '{site.key}=AXIS')"
-            )
-        if site.samples_from == "call":
-            yield (
-                f"{site.key}: its values could not be told apart by sample, so each batch counts as one sample "
-                "(--batch-size 1 makes that exact)"
-            )
+    guessed = [s.site for s in stats if s.site.axis_from == "guess"]
+    for axis in sorted({site.axis for site in guessed}):
+        keys = [site.key for site in guessed if site.axis == axis]
+        yield (
+            f"{_listed(keys)}: nothing told which axis holds the units; axis {axis} was guessed "
+            f"(set it with --units '{keys[0]}=AXIS')"
+        )
+    untold = [s.site.key for s in stats if s.site.samples_from == "call"]
+    if untold:
+        yield (
+            f"{_listed(untold)}: values could not be told apart by sample, so each batch counts as one sample "
+            "(--batch-size 1 makes that exact where the first axis of the data counts samples)"
+        )
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _no_activation(samples: int, skipped: Sequence[Skipped]) -> str:
@@ -327,10 +333,12 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
         "",
     )
     where = f"{path} ({type(module).__name__})" if path else type(module).__name__
-    return (
-        f"the forward pass failed in {where} at sample {sample}, given {given or 'no tensors'}{expected}: {reason}; "
-        "check the shape and type of the data (one sample along the first axis)"
-    )
+    tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
+    todo = "check the shape and type of the data (one sample along the first axis)"
+    if "type" in reason and tensors and not any(tensor.is_floating_point() for tensor in tensors):
+        todo = "the model takes floats, so give floats, scaled as in training (images of 0..255 often become 0..1)"
+    at = f"at sample {sample}, given {given or 'no tensors'}{expected}"
+    return f"the forward pass failed in {where} {at}: {reason}; {todo}"
 
 
 _EXPECTS = (

@@ -63,7 +63,7 @@ def curve_of(
     watch = PreActivations()
     batches = pipeline.open_data(config.scan.data, config.scan, loaded)
     measurement = pipeline.measure(loaded, batches, config.scan, watch=watch)
-    chosen = [c for c in watch.counts.values() if matches(c.record.key, (c.record.signature.module,), layers)]
+    chosen = [c for c in watch.counts.values() if matches(c.record.key, (c.record.module,), layers)]
     if not sum(c.total for c in chosen):
         known = ", ".join(stats.site.key for stats in measurement.sites[:5])
         which = " that --layers names" if layers else ""

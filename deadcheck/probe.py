@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +21,30 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, scripted
+from deadcheck import activations, flows, fused, picks, recurrent, scripted
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
-from deadcheck.errors import ProbeError
+from deadcheck.calls import Call, axes_of
+from deadcheck.errors import ProbeError, UsageError
 from deadcheck.layout import (
-    Axes,
+    SAMPLE,
     Feed,
     Flow,
     Known,
     Plan,
     Weight,
     at_axis,
-    demote,
+    count,
     fresh,
     guessed,
+    has,
     plan,
     positions,
-    units,
 )
 from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import nothing_fused
-from deadcheck.sites import Site, SiteStats, Skipped
+from deadcheck.roster import Roster, SiteRecord
+from deadcheck.sites import SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
 from deadcheck.suspects import Suspects
 
@@ -58,36 +60,14 @@ _TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
 }
 """Operators that do in training what a deployed model does not: when they do, and what that is."""
 
+_TIME_FIRST = (
+    nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
+
 _running = threading.local()
 
 
-@dataclass(frozen=True)
-class _Signature:
-    """What makes two activation calls the same site."""
-
-    module: str
-    activation: str
-    weights: tuple[tuple[str, ...], ...]
-    offset: int
-    units: int
-    turn: int
-    """Which of several calls on the very same values this is, in order of their places in the code."""
-
-
-@dataclass(eq=False)
-class _SiteRecord:
-    signature: _Signature
-    activation: Activation
-    counter: SiteCounter
-    fed_by: tuple[str, ...]
-    axis: int
-    axis_from: str
-    samples_from: str = "batch"
-    is_module: bool = False
-    key: str = ""
-
-
-Watch = Callable[["Probe", Any, Tensor, Flow], None]
+Watch = Callable[["Probe", SiteRecord, Tensor, Flow], None]
 """Called at each activation with the probe, the record of the site, its input and the axes of that."""
 
 
@@ -102,10 +82,22 @@ class _Batch:
     serial: int = 0
     place: Place | None = None
     """Where a program that is not made of Python modules stands."""
-    places: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
+
+
+class _Seen(NamedTuple):
+    """How one activation call is counted."""
+
+    record: SiteRecord
+    flow: Flow
+    layout: Plan
+    rows: Rows
+
+    @property
+    def counter(self) -> SiteCounter:
+        return self.record.counter
 
 
 class Probe:
@@ -132,10 +124,12 @@ class Probe:
         self.model = model
         self.watch = watch
         self.gates = gates
+        self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = _module_names(model)
         self._weights, self._by_memory, self._holders = _weights(model, self._names)
-        self._sites: dict[_Signature, _SiteRecord] = {}
+        self._roster = Roster(self._aliases)
+        self._matched: set[tuple[str, int]] = set()
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._notes: dict[tuple[str, str], str] = {}
         self._ran: set[str] = set()
@@ -180,6 +174,7 @@ class Probe:
         """
         self._batch = _Batch(samples, samples - padding)
         self.passes += 1
+        self._roster.start_batch()
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
@@ -187,7 +182,7 @@ class Probe:
         try:
             with torch.no_grad(), self._mode:
                 yield
-            for record in self._sites.values():
+            for record in self._roster:
                 record.counter.finish_batch(first_sample)
         finally:
             self._batch = None
@@ -204,9 +199,11 @@ class Probe:
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
-        records = [record for record in self._sites.values() if record.counter.samples]
-        _name(records)
-        return tuple(record.counter.freeze(self._site(record)) for record in records)
+        stats = tuple(record.counter.freeze(self._roster.site(record)) for record in self._roster.name())
+        for pattern, axis in self.unit_axes:
+            if stats and (pattern, axis) not in self._matched:
+                self.warnings[pattern] = f"--units '{pattern}={axis}' matches no site; see the keys in the report"
+        return stats
 
     def notes(self) -> tuple[str, ...]:
         """Return what ran in another way than in a deployed model, one sentence each."""
@@ -216,21 +213,6 @@ class Probe:
         """Return what ran and was not measured, and what never ran."""
         return (*self._skipped.values(), *self._never_ran())
 
-    def _site(self, record: _SiteRecord) -> Site:
-        module = record.signature.module
-        return Site(
-            key=record.key,
-            module=module,
-            activation=record.activation.name,
-            family=record.activation.family,
-            fed_by=record.fed_by,
-            axis=record.axis,
-            axis_from=record.axis_from,
-            units=record.signature.units,
-            aliases=self._aliases.get(module, ()),
-            samples_from=record.samples_from,
-        )
-
     # Which module runs.
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
@@ -239,6 +221,18 @@ class Probe:
         if self._batch is not None and threading.get_ident() == self._thread:
             self._stack.append(module)
             self._ran.add(self._names.get(module, ""))
+            if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
+                self._check_time(args[0] if args else None)
+
+    def _check_time(self, source: Any) -> None:
+        """Warn where a layer takes for steps in time what the data has as samples."""
+        known = self._look(source)
+        if isinstance(known, Flow) and known.axes is not None and len(known.axes) == 3 and has(known.axes[0], SAMPLE):
+            self.warnings.setdefault(
+                "time-first",
+                f"{self._path() or 'the model'} takes axis 0 for steps in time (batch_first=False), and there the data "
+                "has its samples, by which everything was counted; transpose the data if that is not what you mean",
+            )
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -249,7 +243,7 @@ class Probe:
         if raised is not None and raised is not self._batch.ambient:
             self._failure = self._failure or (self._path(), self._stack[-1])
         elif type(module) in activations.GATED:
-            self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output)
+            self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
         while self._stack and self._stack.pop() is not module:
             pass
 
@@ -265,11 +259,10 @@ class Probe:
         """Tell whether the module that runs is an activation itself, so that its path names the site."""
         if self._batch is not None and self._batch.place is not None:
             return self._batch.place.is_module
-        if not self._stack:
+        running = self._stack[-1] if self._stack else None
+        if running not in self._names:  # made in a forward, as nn.ReLU()(x) is
             return False
-        return isinstance(self._stack[-1], activations.MODULES) or (
-            type(self._stack[-1]) in activations.GATED and not self.gates
-        )
+        return isinstance(running, activations.MODULES) or (type(running) in activations.GATED and not self.gates)
 
     def _in_gated(self) -> bool:
         if self._batch is not None and self._batch.place is not None:
@@ -294,8 +287,8 @@ class Probe:
                     return in_parts(*args, **kwargs)
             self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
         activation = resolve(args, kwargs) if resolve is not None else None
-        if activation is not None and not self._is_constant(name, args):
-            return self._activate(func, name, activation, args, kwargs)
+        if activation is not None and (z := self._input(name, args)) is not None:
+            return self._activate(func, name, activation, z, args, kwargs)
         if name in _TRAINS and _TRAINS[name][0](args):
             path = self._path()
             self._notes.setdefault((name, path), f"{path or 'the model'}: {_TRAINS[name][1]}")
@@ -304,6 +297,8 @@ class Probe:
         suspect = batch.suspects.see(name, args, output)
         if suspect is not None:
             self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
+        elif name == "sin" and isinstance(known := self._look(args[0]), Flow) and known.axis_from:
+            self._skip("aten.sin", self._path(), "a sine of a layer's output may be its activation; not measured")
         return output
 
     def _move(self, batch: _Batch, args: tuple[Any, ...]) -> None:
@@ -344,11 +339,21 @@ class Probe:
         elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
             self._skip(str(func), self._path(), "an activation fused with its layer; its input cannot be seen")
 
-    def _is_constant(self, name: str, args: tuple[Any, ...]) -> bool:
-        """Tell whether the operator works on weights or constants alone, as a parametrised weight does."""
-        if name == "maximum" and isinstance(self._look(args[1]), Flow):
-            return True  # the larger of two results, not a comparison with 0
-        return isinstance(self._look(args[0]), Weight)
+    def _input(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
+        """Return the values that an activation works on; None where it works on none that depend on the data."""
+        z = args[0]
+        if name == "maximum":
+            z, other = args if activations.is_zero(args[1]) else args[::-1]
+            known = self._look(other)
+            if isinstance(known, Flow) and known.feeds:
+                return None  # the larger of two results, not a comparison with 0
+        if not z.is_floating_point() and name in activations.BOUNDS and not z.is_complex() and not z.is_quantized:
+            self._skip(name, self._path(), "bounds integers, as an index; not taken for an activation")
+            return None
+        if isinstance(self._look(z), Weight):
+            self._skip(name, self._path(), "works on weights or constants alone, the same for every sample")
+            return None
+        return z  # type: ignore[no-any-return]
 
     def _look(self, value: Any) -> Known | None:
         if not isinstance(value, Tensor):
@@ -373,14 +378,18 @@ class Probe:
             return
         inputs = tuple((tensor, self._look(tensor)) for tensor in _flat((*args, *kwargs.values())))
         assert self._batch is not None
-        if not any(known is not None for _, known in inputs):
+        if name not in flows.MAKERS and not any(known is not None for _, known in inputs):
             for tensor in outputs:
                 self._learn(tensor, None)
             return
         feed = partial(self._feed, name)
-        call = flows.Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, feed)
+        call = Call(name, args, kwargs, outputs, inputs, self._batch.samples, self._look, feed)
         for tensor, known in zip(outputs, flows.carry(rule, call), strict=False):
             self._learn(tensor, known)
+            if name.endswith("_") and tensor._base is not None:
+                self._learn(
+                    tensor._base, picks.written(self._look(tensor._base), tensor._base, tensor, known, call.batch)
+                )
 
     def _feed(self, operator: str, weight: Weight | None) -> Feed:
         """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
@@ -397,8 +406,10 @@ class Probe:
 
     # What an activation does.
 
-    def _activate(self, func: Any, name: str, act: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        z = args[0]
+    def _activate(
+        self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        assert self._batch is not None
         flow = self._look(z)
         flow = flow if isinstance(flow, Flow) else None
         is_gate = self._in_gated() and not self.gates
@@ -406,20 +417,21 @@ class Probe:
             if z.is_complex():
                 self._skip(str(func), self._path(), "complex values have no sign; not measured")
             output = func(*args, **kwargs)
-            self._after(output, flow, act)
+            self._pass_by(output, flow, act)
             return output
         if name == "glu":
             return self._activate_glu(func, act, args, kwargs, flow)
-        flow, record, layout = self._prepare(z, flow, act)
-        rows = self._rows_of(record, layout, flow)
+        seen = self._prepare(z, flow, act)
         with self.aside():
-            record.counter.see_input(z, layout, rows)
+            seen.counter.see_input(z, seen.layout, seen.rows)
             if self.watch is not None:
-                self.watch(self, record, z, flow)
+                self.watch(self, seen.record, z, seen.flow)
         output = func(*args, **kwargs)
         with self.aside():
-            record.counter.see_output(_first(output), layout, rows)
-        self._after(output, flow, act)
+            seen.counter.see_output(_first(output), seen.layout, seen.rows)
+        self._after(output, seen)
+        if act.family in activations.BENDS:
+            self._batch.suspects.curve(z, _first(output))
         return output
 
     def _activate_glu(self, func: Any, act: Activation, args: tuple[Any, ...], kwargs: Any, flow: Flow | None) -> Any:
@@ -433,104 +445,116 @@ class Probe:
             half = tuple(a._replace(size=a.size // 2) if i == 0 and a.size % 2 == 0 else a for i, a in enumerate(axis))
             half = half if math.prod(a.size for a in half) == output.shape[dim] else positions(output.shape[dim])
             flow = flow._replace(axes=(*flow.axes[:dim], half, *flow.axes[dim + 1 :]))
-        flow, record, layout = self._prepare(output, flow, act)
-        rows = self._rows_of(record, layout, flow)
-        with self.aside():
-            record.counter.see_input(gate, layout, rows)
-            record.counter.see_output(output, layout, rows)
-        self._after(output, flow, act)
+        self._count(gate, output, seen := self._prepare(output, flow, act))
+        self._after(output, seen)
         return output
 
-    def _see_recurrent(self, kind: str, source: Any, output: Any) -> None:
+    def _count(self, z: Tensor, h: Tensor, seen: _Seen) -> None:
+        with self.aside():
+            seen.counter.see_input(z, seen.layout, seen.rows)
+            seen.counter.see_output(h, seen.layout, seen.rows)
+
+    def _see_recurrent(self, kind: str, source: Any, output: Any, module: nn.Module | None = None) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
         act = activations.recurrent(kind)
-        tensor = _first(output)
-        tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
-        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+        tensor, states = recurrent.outputs(output)
+        if tensor is None or tensor.numel() == 0:
             return
-        source = source.data if isinstance(source, PackedSequence) else source
-        known = self._look(source) if isinstance(source, Tensor) else None
-        lead = known.axes[:-1] if isinstance(known, Flow) and known.axes is not None else None
-        if lead is None or len(lead) + 1 != tensor.dim():
-            lead = tuple(positions(size) for size in tensor.shape[:-1])
-        axes: Axes = (*(demote(axis) for axis in lead), units(tensor.shape[-1]))
-        rows_of_input = known.rows if isinstance(known, Flow) else None
-        flow: Flow | None = Flow(axes, (self._feed(act.name, None),), act.name, rows=rows_of_input)
-        flow, record, layout = self._prepare(tensor, flow, act)
-        rows = self._rows_of(record, layout, flow)
-        with self.aside():
-            record.counter.see_input(tensor, layout, rows)
-            record.counter.see_output(tensor, layout, rows)
-        self._learn(tensor, flow)
+        known = self._look(source.data if isinstance(source, PackedSequence) else source)
+        flow = recurrent.carried(known, tensor, self._feed(act.name, None), act.name)
+        self._count(tensor, tensor, seen := self._prepare(tensor, flow, act))
+        self._learn(tensor, seen.flow)
+        if module is not None:
+            for state in states:
+                self._learn(state, recurrent.last(module, source, flow, state))
 
-    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> tuple[Flow, _SiteRecord, Plan]:
+    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> _Seen:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
         assert self._batch is not None
-        batch, path, shape = self._batch.samples, self._path(), tensor.shape
+        path, shape = self._path(), tensor.shape
         if flow is None or flow.axes is None or flow.axis_from is None or not flow.fits(shape):
             flow = flow if flow is None or flow.fits(shape) else Flow(None, flow.feeds)
-            flow = guessed(shape, flow, batch)
-        chosen = next((axis for pattern, axis in self.unit_axes if fnmatchcase(path, pattern)), None)
-        if chosen is not None:
-            flow = at_axis(flow, shape, chosen, "user")
-        assert flow.axes is not None
-        layout = plan(flow.axes)
-        names = tuple(dict.fromkeys(feed.name for feed in flow.feeds))
-        weights = tuple(sorted({(feed.weight, *sorted(feed.origin)) for feed in flow.feeds}))
-        turn = self._turn((path, act.name, flow.feeds, flow.offset))
-        signature = _Signature(path, act.name, weights, flow.offset, layout.n_units, turn)
-        record = self._sites.get(signature)
-        if record is None:
-            counter = SiteCounter(act, layout.n_units, tensor.device, self._scratch)
-            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(flow, chosen, len(shape))
-            record = _SiteRecord(signature, act, counter, names, axis, flow.axis_from or "guess")
-            record.is_module = self._in_activation_module()
-            self._sites[signature] = record
-        return flow, record, layout
+            flow = guessed(shape, flow, self._batch.samples)
+        flow = told = self._chosen(flow, shape, (path, f"{path}:{act.name}"))
 
-    def _turn(self, same: tuple[Any, ...]) -> int:
-        """Number the places in the code that apply an activation to the very same values, as in relu(x), relu(-x)."""
+        def make(weight: str, keys: tuple[str, ...]) -> SiteRecord:
+            own = told if told.axis_from == "user" else self._chosen(told, shape, keys)
+            layout = plan(axes_of(own))
+            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(own, len(shape))
+            counter = SiteCounter(act, layout.n_units, tensor.device, self._scratch)
+            is_module = self._in_activation_module()
+            return SiteRecord(act, path, layout.n_units, counter, axis, own.axis_from or "guess", is_module, weight)
+
+        n_units = plan(axes_of(flow)).n_units
+        record = self._roster.find(path, act, flow, units=n_units, place=self._place(), make=make)
+        if record.axis_from == "user" != flow.axis_from:
+            flow = at_axis(flow, shape, record.axis, "user")
+        elif flow.axis_from == "guess":
+            record.axis_from = "guess"  # other calls may have been told
+        flow, rows = self._rows_of(record, flow)
+        return _Seen(record, flow, plan(axes_of(flow)), rows)
+
+    def _place(self) -> int:
+        """Return a number for the place in the code from which an activation was called."""
         assert self._batch is not None
         place = self._batch.place.number if self._batch.place is not None else 0
         frame = sys._getframe(2)
         while frame is not None:
             place = hash((place, id(frame.f_code), frame.f_lasti))
             frame = frame.f_back  # type: ignore[assignment]
-        places = self._batch.places.setdefault(same, [])
-        if place not in places:
-            places.append(place)
-        return places.index(place)
+        return place
 
-    def _rows_of(self, record: _SiteRecord, layout: Plan, flow: Flow) -> Rows:
-        """Tell which sample each row of the values belongs to."""
+    def _chosen(self, flow: Flow, shape: Sequence[int], names: Sequence[str]) -> Flow:
+        """Return the flow with its units on the axis that the user chose for one of these names."""
+        found = [pair for pair in self.unit_axes if any(fnmatchcase(name, pair[0]) for name in names)]
+        if not found:
+            return flow
+        self._matched.update(found)
+        pattern, axis = found[0]
+        if not -len(shape) <= axis < len(shape):
+            raise UsageError(
+                f"--units '{pattern}={axis}': the values at {names[0]} have {len(shape)} axes; "
+                f"give a number from {-len(shape)} to {len(shape) - 1}"
+            )
+        return at_axis(flow, shape, axis, "user")
+
+    def _rows_of(self, record: SiteRecord, flow: Flow) -> tuple[Flow, Rows]:
+        """Tell which sample each row of the values belongs to; where none can be told, rows are positions."""
         assert self._batch is not None
-        samples, counted = self._batch.samples, self._batch.counted
-        if flow.rows is not None and layout.n_samples == len(flow.rows):
-            of = list(flow.rows) if isinstance(flow.rows, range) else flow.rows
+        batch, kept = self._batch.samples, self._batch.counted
+        found, rows = count(axes_of(flow), SAMPLE), flow.rows
+        if batch == 1:
+            return flow.unsampled()._replace(rows=None), Rows(1, 1)
+        if rows is None and found == batch:
+            return flow, Rows(batch, kept, keep=None if kept == batch else slice(kept))
+        if rows is not None and found == len(rows) > 0:
+            of = list(rows) if isinstance(rows, range) else rows
             of = torch.as_tensor(of, device=record.counter.device)
-            keep = None if counted == samples else of < counted
-            return Rows(len(of), counted, of if keep is None else of[keep], keep)
-        if layout.n_samples == samples and flow.rows is None:
-            return Rows(samples, counted, keep=None if counted == samples else slice(counted))
+            keep = None if kept == batch else of < kept
+            return flow, Rows(len(rows), kept, of if keep is None else of[keep], keep)
         record.samples_from = "call"
-        if counted < samples:
-            note = f"{samples - counted} samples that only fill up the last batch were counted"
+        if kept < batch:
+            note = f"{batch - kept} samples that only fill up the last batch were counted"
             self._notes[("padding", self._path())] = f"{self._path() or 'the model'}: {note}"
-        return Rows(1, 1)
+        return flow.unsampled(), Rows(1, 1)
 
-    def _after(self, output: Any, flow: Flow | None, act: Activation) -> None:
+    def _after(self, output: Any, seen: _Seen) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self._batch is not None
         self._batch.serial += 1
-        path = self._path()
-        is_module = self._in_activation_module()
-        feeds = () if flow is None else flow.feeds
-        origin = frozenset(name for feed in feeds for name in feed.origin or (feed.weight,))
-        name = f"{path}:{act.name}"
-        feed = Feed(path if is_module else name, name, self._batch.serial, False, origin)
-        known = None if flow is None else flow._replace(feeds=(feed,))
+        feed = Feed(seen.record.weight, seen.record.weight, self._batch.serial, False)
         for tensor in _flat(output):
-            self._learn(tensor, known)
+            self._learn(tensor, seen.flow._replace(feeds=(feed,)))
+
+    def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
+        """Carry an activation that is not measured."""
+        assert self._batch is not None
+        self._batch.serial += 1
+        name = f"{self._path()}:{act.name}"
+        for tensor in _flat(output):
+            self._learn(
+                tensor, None if flow is None else flow._replace(feeds=(Feed(name, name, self._batch.serial, False),))
+            )
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -597,10 +621,8 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _single_axis(flow: Flow, chosen: int | None, rank: int) -> int:
+def _single_axis(flow: Flow, rank: int) -> int:
     """Return the axis of a site with one unit, which no atom marks."""
-    if chosen is not None:
-        return chosen % max(rank, 1)
     return 1 if flow.axis_from is not None and flow.axis_from.startswith("conv") and rank > 2 else max(rank - 1, 0)
 
 
@@ -638,14 +660,14 @@ def _weights(
         for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
             for name, tensor in table.items():
                 if tensor is not None:
-                    weight = weights.setdefault(
-                        id(tensor), Weight(owner, f"{path}.{name}" if path else name, is_parameter)
-                    )
+                    full = f"{path}.{name}" if path else name
+                    size = 0 if is_lazy(tensor) else tensor.numel()
+                    weight = weights.setdefault(id(tensor), Weight(owner, full, is_parameter, size))
                     by_memory.setdefault(_memory(tensor), weight)
                     holders.setdefault(weight.name, set()).add(owner)
     if isinstance(model, torch.jit.ScriptModule):
         for name, tensor in scripted.constants(model):
-            weights.setdefault(id(tensor), Weight("", name, True))
+            weights.setdefault(id(tensor), Weight("", name, True, tensor.numel()))
             holders.setdefault(name, set())
     by_memory.pop(None, None)
     return weights, by_memory, holders
@@ -659,18 +681,3 @@ def _memory(tensor: Tensor) -> tuple[int, torch.Size] | None:
         return (tensor.data_ptr(), tensor.shape) if tensor.numel() else None
     except RuntimeError:  # a wrapper, as under vmap
         return None
-
-
-def _name(records: Sequence[_SiteRecord]) -> None:
-    """Give each site its key: the path of an activation module, else the activation's number in its module."""
-    groups: dict[tuple[str, str], list[_SiteRecord]] = {}
-    for record in records:
-        is_path = record.is_module and record.signature.module
-        name = "" if is_path else record.activation.name
-        groups.setdefault((record.signature.module, name), []).append(record)
-    for (module, name), group in groups.items():
-        for number, record in enumerate(group, 1):
-            if name:
-                record.key = f"{module}:{name}#{number}"
-            else:
-                record.key = module if len(group) == 1 else f"{module}#{number}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -16,6 +16,7 @@ from deadcheck.callsites import Way, way_to
 from deadcheck.layout import Flow
 from deadcheck.plan import Calls, Place
 from deadcheck.rewrite import unshared
+from deadcheck.roster import SiteRecord
 from deadcheck.stand_ins import ceiling_of, keeps_relu
 from deadcheck.unit_slope import layout_of
 
@@ -48,7 +49,7 @@ class Sightings:
 
     def __init__(self, stop: CodeType) -> None:
         self.stop = stop
-        self.records: list[Any] = []
+        self.records: list[SiteRecord] = []
         """The probe's records of sites, in the order in which they were seen."""
 
         self.layouts: dict[int, set[tuple[str | None, int]]] = {}
@@ -74,7 +75,7 @@ class Sightings:
         self.layouts.setdefault(id(record), set()).add((layout, z.dim()))
         if probe.place is not None:
             self.operators.setdefault(id(record), set()).add(probe.place.number)
-        step = (record.signature.module, way_to(sys._getframe(1), self.stop))
+        step = (record.module, way_to(sys._getframe(1), self.stop))
         self._pass.setdefault(step, []).append(record)
 
     def layouts_of(self, key: str) -> set[tuple[str | None, int]]:
@@ -85,8 +86,31 @@ class Sightings:
         """Return the records by the path of their module."""
         paths: dict[str, list[Any]] = {}
         for record in self.records:
-            paths.setdefault(record.signature.module, []).append(record)
+            paths.setdefault(record.module, []).append(record)
         return paths
+
+    def by_identity(self, origin: Mapping[str, str]) -> dict[Hashable, list[SiteRecord]]:
+        """Return the records by what they are apart from their activation, the same in a changed copy of the model.
+
+        ``origin`` gives the path at which the module at each path was first met, before the change.
+        """
+        sites = {record.weight: record for record in self.records}
+
+        def place(path: str) -> str:
+            while path and path not in origin:  # a part of what stands in for a module counts as it
+                path = path.rpartition(".")[0]
+            return origin.get(path, path)
+
+        def feeder(weight: str) -> str:
+            return f"{place(sites[weight].module)}:" if weight in sites else weight
+
+        found: dict[Hashable, list[SiteRecord]] = {}
+        for record in self.records:
+            feeders = frozenset(map(feeder, record.feeds))
+            found.setdefault((place(record.module), feeders, record.offset, record.units, record.turn), []).append(
+                record
+            )
+        return found
 
     def finish(self) -> None:
         """End a forward pass."""
@@ -165,21 +189,18 @@ def _apart(
 ) -> dict[str, tuple[str, ...]]:
     """Return by site key the paths through which a site runs when no two paths share a ReLU."""
     twin, origin = unshared(model)
-    keys = {record.signature: record.key for record in sightings.records}
+    keys = {
+        (identity, record.activation.name): record.key
+        for identity, records in sightings.by_identity(origin).items()
+        for record in records
+    }
     paths: dict[str, tuple[str, ...]] = {}
-    for record in look(twin).records:
-        signature = record.signature
-        weights = tuple(sorted(tuple(_at_origin(name, origin) for name in names) for names in signature.weights))
-        key = keys.get(replace(signature, module=origin.get(signature.module, ""), weights=weights))
-        if key is not None:
-            paths[key] = (*paths.get(key, ()), signature.module)
+    for identity, records in look(twin).by_identity(origin).items():
+        for record in records:
+            key = keys.get((identity, record.activation.name))
+            if key is not None:
+                paths[key] = (*paths.get(key, ()), record.module)
     return paths
-
-
-def _at_origin(weight: str, origin: Mapping[str, str]) -> str:
-    """Return the name of a feeder as it was before paths were told apart."""
-    path, colon, activation = weight.partition(":")
-    return f"{origin.get(path, path)}{colon}{activation}"
 
 
 def _is_split(records: Sequence[Any], apart: Mapping[str, tuple[str, ...]], action: Callable[[Any], Hashable]) -> bool:

@@ -228,9 +228,9 @@ class SiteCounter:
         n = h.values.shape[0] * h.n_positions
         self.observations += n
         self._sum_output(h)
-        if self.activation.low == 0:
-            # 0 exactly where the input is not above 0; NaN is neither.
-            self._counts["zeros"] += n - self._call_positive - self._call_nan
+        if self.activation.low == 0 and self._bad_input is None:
+            # 0 exactly where the input is not above 0; but 0 * -inf, as in leaky_relu(x, 0), is NaN.
+            self._counts["zeros"] += n - self._call_positive
         else:
             zeros = counted(h, torch.eq, 0.0, self._scratch)
             self._counts["zeros"] += zeros

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 _COMPARES = frozenset(("gt", "ge", "lt", "le"))
-_COPIES = frozenset(("_to_copy", "clone", "logical_not", "bitwise_not"))
+_CURVES = frozenset(("erf", "exp", "expm1", "atan"))
+_KEEPS = frozenset(("_to_copy", "clone", "logical_not", "bitwise_not", "neg", "reciprocal", "square"))
+_SCALES = frozenset(("add", "sub", "mul", "div", "rsub", "pow", "minimum", "add_", "sub_", "mul_", "div_"))
 
 
 class Suspects:
-    """Remembers signs and absolute values within one forward pass, and spots where they meet their source again."""
+    """Remembers signs, absolute values and curves within one forward pass, and spots where they meet their source."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[weakref.ref[Tensor], str, weakref.ref[Tensor]]] = {}
@@ -24,16 +26,30 @@ class Suspects:
                 self._note(output, "sign", args[0])
         elif name == "abs":
             self._note(output, "abs", args[0])
-        elif name in _COPIES:
-            made = self._of(args[0])
-            if made is not None:
-                self._note(output, *made)
-        elif name in _COMPLETES and self._made:
-            return f"aten.{name}" if _COMPLETES[name](self, args) else None
+        elif name in _CURVES:
+            self.curve(args[0], output)
+        elif name in _COMPLETES and _COMPLETES[name](self, args):
+            return f"aten.{name}"
+        elif name in _KEEPS or name in _SCALES:
+            self._pass_on(args, output)
         return None
 
+    def curve(self, source: Tensor, output: Tensor) -> None:
+        """Note the output of an operator that bends its input."""
+        self._note(output, "curve", self._source(source))
+
+    def _pass_on(self, args: tuple[Any, ...], output: Any) -> None:
+        """A number added or multiplied changes neither the kind nor the source; nor do two values of one source."""
+        tensors = [arg for arg in args[:2] if isinstance(arg, Tensor) and arg.numel() > 1]
+        sources = [self._source(tensor) for tensor in tensors]
+        if not sources or sources[0] is not sources[-1]:
+            return
+        kinds = [made[0] for tensor in tensors if (made := self._of(tensor)) is not None]
+        self._note(output, max(kinds, key=_KINDS.index, default="straight"), sources[0])
+
     def _note(self, output: Any, kind: str, source: Tensor) -> None:
-        self._made[id(output)] = (weakref.ref(output), kind, weakref.ref(source))
+        if output is not source:
+            self._made[id(output)] = (weakref.ref(output), kind, weakref.ref(source))
 
     def _of(self, value: Any) -> tuple[str, Tensor] | None:
         entry = self._made.get(id(value)) if isinstance(value, Tensor) else None
@@ -42,21 +58,39 @@ class Suspects:
         source = entry[2]()
         return None if source is None else (entry[1], source)
 
+    def _source(self, value: Tensor) -> Tensor:
+        made = self._of(value)
+        return value if made is None else made[1]
+
     def _is(self, value: Any, kind: str, source: Any) -> bool:
         made = self._of(value)
         return made is not None and made[0] == kind and made[1] is source
 
-    def _pair(self, args: tuple[Any, ...], kind: str) -> bool:
-        return self._is(args[1], kind, args[0]) or self._is(args[0], kind, args[1])
+    def _meets(self, bent: Any, plain: Any, *kinds: str) -> bool:
+        """Tell whether a bent value stands beside its source, which may have been scaled."""
+        made, other = self._of(bent), self._of(plain)
+        if made is None or made[0] not in kinds or not isinstance(plain, Tensor):
+            return False
+        return made[1] is plain or (other is not None and other[0] == "straight" and other[1] is made[1])
 
     def _product(self, args: tuple[Any, ...]) -> bool:
-        return self._pair(args, "sign")
+        return any(self._meets(*pair, "sign", "curve") for pair in (args[:2], args[1::-1]))
+
+    def _quotient(self, args: tuple[Any, ...]) -> bool:
+        return self._meets(args[1], args[0], "abs", "curve") or self._product(args)
+
+    def _difference(self, args: tuple[Any, ...]) -> bool:
+        return self._meets(args[1], args[0], "curve")
 
     def _sum(self, args: tuple[Any, ...]) -> bool:
-        return self._pair(args, "abs")
+        return any(self._meets(*pair, "abs") for pair in (args[:2], args[1::-1]))
 
     def _choice(self, args: tuple[Any, ...]) -> bool:
-        return any(self._is(args[0], "sign", branch) for branch in args[1:])
+        return any(self._is(args[0], "sign", branch) or self._bends_from(args[0], branch) for branch in args[1:])
+
+    def _bends_from(self, sign: Any, branch: Any) -> bool:
+        made = self._of(branch)
+        return made is not None and made[0] == "curve" and self._is(sign, "sign", made[1])
 
     def _fill(self, args: tuple[Any, ...]) -> bool:
         return self._is(args[1], "sign", args[0]) and _is_zero(args[2])
@@ -64,10 +98,17 @@ class Suspects:
     def _put(self, args: tuple[Any, ...]) -> bool:
         return len(args[1]) == 1 and self._is(args[1][0], "sign", args[0]) and _is_zero(args[2])
 
+    def _bound(self, args: tuple[Any, ...]) -> bool:
+        return any(map(_is_zero, args[:2]))
+
+
+_KINDS = ("straight", "sign", "abs", "curve")
 
 _COMPLETES = {
     "mul": Suspects._product,
     "mul_": Suspects._product,
+    "div": Suspects._quotient,
+    "sub": Suspects._difference,
     "add": Suspects._sum,
     "add_": Suspects._sum,
     "where": Suspects._choice,
@@ -75,6 +116,7 @@ _COMPLETES = {
     "masked_fill_": Suspects._fill,
     "index_put": Suspects._put,
     "index_put_": Suspects._put,
+    "fmax": Suspects._bound,
 }
 
 

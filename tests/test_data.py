@@ -595,6 +595,36 @@ def test_a_pt_file(tmp_path: Path, data: object, zipped: bool) -> None:
     assert torch.equal(joined(opened(tmp_path / "x.pt", batch_size=2)), X)
 
 
+def test_a_list_of_arrays_of_the_same_samples_is_no_list_of_batches(tmp_path: Path) -> None:
+    torch.save([X, Y], tmp_path / "x.pt")
+
+    for source in (tmp_path / "x.pt", [X, Y], [X.numpy(), Y.numpy()]):
+        batches = opened(source, batch_size=2)
+        assert torch.equal(joined(batches), X)
+        assert batches.warnings == ["entry 1 of the data did not go to the model (--unpack changes that)"]
+
+
+def test_a_model_of_two_inputs_takes_a_list_of_two_arrays() -> None:
+    batch = only(opened([X, X + 1], lambda a, b: None))
+
+    assert [arg.tolist() for arg in batch.args] == [X.tolist(), (X + 1).tolist()]
+
+
+@pytest.mark.parametrize("name", ["needs", "breaks"])
+def test_a_function_that_raises_is_no_crash(name: str, tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text("def needs(x): ...\ndef breaks(): raise OSError('no disk')\n")
+
+    with pytest.raises(DataError, match=rf"made.py:{name} raised (TypeError|OSError) when called without arguments"):
+        opened(f"{tmp_path / 'made.py'}:{name}")
+
+
+def test_an_archive_without_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz")
+
+    with pytest.raises(DataError, match=r"x\.npz: holds no arrays; save the inputs under their names"):
+        opened(tmp_path / "x.npz")
+
+
 def test_a_pt_file_of_unlike_batches(tmp_path: Path) -> None:
     torch.save([X[:3], X[3:]], tmp_path / "x.pt")
 

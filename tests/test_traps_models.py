@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import deadcheck
-from deadcheck import Diagnosis, Verdict
+from deadcheck import Diagnosis, Verdict, activations
 from deadcheck.errors import DataError, ExitCode, ForwardError, NothingMeasured, UsageError
 from tests.test_no_trace import fingerprint
 
@@ -117,6 +117,7 @@ def findings(diagnosis: Diagnosis) -> dict[str, str]:
         (lambda x: torch.maximum(x, torch.zeros(())), "maximum"),
         (lambda x: torch.maximum(x, torch.zeros_like(x)), "maximum"),
         (lambda x: torch.max(x, torch.zeros(4)), "maximum"),
+        (lambda x: torch.maximum(torch.zeros(()), x), "maximum"),
         (lambda x: F.leaky_relu(x, 0.0), "leaky_relu"),
         (lambda x: F.prelu(x, torch.zeros(1)), "prelu"),
         (lambda x: F.rrelu(x, 0, 0), "rrelu"),
@@ -145,6 +146,17 @@ def test_a_relu_that_is_a_module_gives_its_path(module: nn.Module) -> None:
     assert diagnosis.site("act").ranges(Verdict.DEAD) == PLANTED
 
 
+@pytest.mark.parametrize("kind", activations.MODULES, ids=lambda kind: kind.__name__)
+def test_every_activation_module_is_one_site_under_its_path(kind: type[nn.Module]) -> None:
+    arguments = {nn.Threshold: (0.1, 20.0)}.get(kind, ())
+
+    diagnosis = deadcheck.scan(nn.Sequential(OrderedDict(fc=linear(), act=kind(*arguments))), uniform(9, 4))
+
+    assert keys(diagnosis) == ["act"]
+    assert diagnosis.sites[0].stats.site.fed_by == ("fc",)
+    assert skipped(diagnosis) == []
+
+
 def put(x: Tensor) -> Tensor:
     x[x < 0] = 0
     return x
@@ -162,6 +174,12 @@ HAND_WRITTEN = [
     (lambda x: x.masked_fill(x < 0, 0), "aten.masked_fill"),
     (lambda x: x.masked_fill_(x <= 0, 0.0), "aten.masked_fill_"),
     (put, "aten.index_put_"),
+    (lambda x: torch.fmax(x, torch.zeros(())), "aten.fmax"),
+    (lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)), "aten.mul"),
+    (lambda x: x / (1 + torch.exp(-x)), "aten.div"),
+    (lambda x: torch.where(x > 0, 2 * x, torch.expm1(x)), "aten.where"),
+    (nn.Softsign(), "aten.div"),
+    (torch.sin, "aten.sin"),
 ]
 
 
@@ -174,9 +192,33 @@ def test_a_relu_of_several_operators_is_said_not_to_be_measured(
     diagnosis = deadcheck.scan(model, uniform(N, 4))
 
     (item,) = diagnosis.measurement.skipped
-    assert (item.what, item.where) == (operator, "by_hand")
-    assert item.reason == "looks like an activation written out by hand; not measured"
+    assert item.what == operator
+    assert item.where in ("by_hand", "by_hand.function")
+    assert item.reason in (
+        "looks like an activation written out by hand; not measured",
+        "a sine of a layer's output may be its activation; not measured",
+    )
     assert keys(diagnosis) == ["act"]
+
+
+@pytest.mark.parametrize(
+    ("function", "inner", "operator"),
+    [
+        (lambda x: x * torch.sigmoid(x), "sigmoid", "aten.mul"),
+        (lambda x: x.mul_(x.sigmoid()), "sigmoid", "aten.mul_"),
+        (lambda x: x * torch.sigmoid(1.702 * x), "sigmoid", "aten.mul"),
+        (lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.045 * x.pow(3)))), "tanh", "aten.mul"),
+        (lambda x: x * F.relu6(x + 3) / 6, "relu6", "aten.mul"),
+        (lambda x: x - torch.tanh(x), "tanh", "aten.sub"),
+    ],
+)
+def test_an_activation_around_another_is_named_beside_its_site(
+    function: Callable[[Tensor], Tensor], inner: str, operator: str
+) -> None:
+    diagnosis = deadcheck.scan(Then(function), uniform(N, 4))
+
+    assert [site.stats.site.activation for site in diagnosis] == [inner]
+    assert skipped(diagnosis) == [(operator, "")]
 
 
 def test_a_model_with_hand_written_activations_alone_has_nothing_to_judge() -> None:
@@ -200,6 +242,10 @@ def test_a_model_with_hand_written_activations_alone_has_nothing_to_judge() -> N
         lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0],
         lambda x: F.dropout(x),
         lambda x: x,
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)),
+        lambda x: torch.exp(x - x.max()) / torch.exp(x - x.max()).sum(1, keepdim=True),
+        lambda x: x * torch.arange(4).sin() + x.flip(1) * torch.arange(4).cos(),
+        lambda x: x + torch.randn_like(x) * torch.exp(0.5 * x),
     ],
 )
 def test_bounds_masks_softmax_and_the_output_are_no_activations(function: Callable[[Tensor], Tensor]) -> None:
@@ -218,6 +264,30 @@ def test_attention_scores_are_no_units() -> None:
     (site,) = deadcheck.scan(model, uniform(8, 5, 4)).sites
 
     assert (site.key, site.units, site.stats.observations) == ("act", 4, 8 * 5)
+
+
+def test_an_activation_of_weights_or_constants_is_no_site_and_is_listed() -> None:
+    def forward(model: Call, x: Tensor) -> Tensor:
+        places = F.relu(model.places(torch.arange(4.0)[:, None])).mean(1)
+        return F.relu(model.fc(x) + places) * F.softplus(model.fc.weight).sum()
+
+    diagnosis = deadcheck.scan(Call(forward, fc=linear(), places=nn.Linear(1, 4)), uniform(N, 4), batch_size=4)
+
+    assert keys(diagnosis) == [":relu#1"]
+    assert diagnosis.sites[0].stats.site.fed_by == ("fc", "places")
+    assert [(item.what, item.reason) for item in diagnosis.measurement.skipped] == [
+        ("relu", "works on weights or constants alone, the same for every sample"),
+        ("softplus", "works on weights or constants alone, the same for every sample"),
+    ]
+
+
+def test_a_bound_of_integers_is_an_index_and_no_activation() -> None:
+    model = Call(lambda m, x: F.relu(m.fc(x))[:, (x[:, 0] * 6).long().clamp(min=0)], fc=linear())
+
+    diagnosis = deadcheck.scan(model, uniform(N, 4))
+
+    assert keys(diagnosis) == [":relu#1"]
+    assert skipped(diagnosis) == [("clamp", "")]
 
 
 # One module at several places, and several places of one module.
@@ -461,6 +531,112 @@ def test_the_user_can_say_which_axis_holds_the_units(units: Any) -> None:
     assert (site.stats.site.axis, site.stats.site.axis_from, site.units) == (2, "user", 5)
     assert site.stats.observations == 6 * 4 * 3
     assert diagnosis.measurement.warnings == ()
+
+
+@pytest.mark.parametrize("pattern", [":relu#2", "*relu#2"])
+def test_the_axis_can_be_said_for_one_of_several_sites(pattern: str) -> None:
+    model = Call(lambda m, x: F.relu(F.relu(m.a(x)).flip(2) + m.b(x)), a=conv(), b=conv())
+
+    diagnosis = deadcheck.scan(model, uniform(6, 4, 5, 3), units={pattern: -1}, batch_size=4)
+
+    assert [(site.stats.site.axis, site.stats.site.axis_from, site.units) for site in diagnosis] == [
+        (1, "conv2d", 4),
+        (3, "user", 3),
+    ]
+    assert diagnosis.sites[1].stats.observations == 6 * 4 * 5
+
+
+def test_an_axis_that_is_not_there_is_refused_and_a_pattern_without_a_site_is_said() -> None:
+    with pytest.raises(
+        UsageError, match=r"--units ':relu=2': the values at .* have 2 axes; give a number from -2 to 1"
+    ):
+        deadcheck.scan(Then(F.relu), uniform(8, 4), units={":relu": 2})
+
+    (warning,) = deadcheck.scan(Then(F.relu), uniform(8, 4), units={"relu#7": 1}).measurement.warnings
+    assert warning == "--units 'relu#7=1' matches no site; see the keys in the report"
+
+
+def test_guesses_are_said_in_one_sentence_for_all_their_sites() -> None:
+    model = Call(lambda m, x: [torch.relu(x + i) for i in range(4)] + [torch.tanh(x * 2)])
+
+    (warning,) = deadcheck.scan(model, uniform(6, 5)).measurement.warnings
+
+    assert warning.startswith(":relu#1, :tanh#1: nothing told which axis holds the units; axis 1 was guessed")
+
+
+def test_a_layer_that_takes_samples_for_steps_in_time_is_said() -> None:
+    model = Call(lambda m, x: F.relu(m.rnn(x)[0]), rnn=nn.RNN(4, 3))
+
+    warning, untold = deadcheck.scan(model, uniform(6, 5, 4)).measurement.warnings
+
+    assert "each batch counts as one sample" in untold  # a step depends on the samples before it
+    assert "rnn takes axis 0 for steps in time (batch_first=False), and there the data has its samples" in warning
+    right = Call(lambda m, x: F.relu(m.rnn(x.transpose(0, 1))[0]), rnn=nn.RNN(4, 3))
+    assert deadcheck.scan(right, uniform(6, 5, 4)).measurement.warnings == ()
+
+
+def test_samples_are_counted_along_what_most_inputs_agree_on() -> None:
+    # A graph of five nodes: its two rows of edges come first and are no samples.
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    model = Call(lambda m, edges, x, kind: F.relu(m.fc(x) + kind[:, None]), fc=linear())
+    batch = {"edges": edges, "x": uniform(5, 4), "kind": torch.zeros(5)}
+
+    diagnosis = deadcheck.scan(model, [batch], unpack="kwargs")
+
+    assert diagnosis.sites[0].stats.samples == 5
+    assert diagnosis.measurement.warnings == ("samples were counted along x (5); not as long along axis 0: edges 2",)
+
+
+def test_an_activation_module_made_in_a_forward_is_numbered_in_its_module() -> None:
+    model = Call(lambda m, x: m.inner(nn.ReLU()(m.fc(x))), fc=linear(), inner=Then(lambda x: nn.Tanh()(x)))
+
+    assert keys(deadcheck.scan(model, uniform(8, 4))) == [":relu#1", "inner:tanh#1"]
+
+
+def test_an_activation_fed_by_another_names_it_by_its_key() -> None:
+    model = Call(lambda m, x: torch.tanh(F.relu(m.b(F.relu(m.a(x)))).flip(1)), a=linear(), b=linear())
+
+    fed_by = {site.key: site.stats.site.fed_by for site in deadcheck.scan(model, uniform(8, 4))}
+
+    assert fed_by == {":relu#1": ("a",), ":relu#2": ("b",), ":tanh#1": (":relu#2",)}
+
+
+def test_two_activations_behind_two_of_the_same_kind_are_two_sites() -> None:
+    model = Call(lambda m, x: [torch.tanh(F.relu(layer(x)) * 2) for layer in (m.a, m.b)], a=linear(), b=linear())
+
+    assert keys(deadcheck.scan(model, uniform(8, 4))) == [":relu#1", ":tanh#1", ":relu#2", ":tanh#2"]
+
+
+def test_a_loop_over_layers_with_a_residual_is_a_site_for_each() -> None:
+    def forward(model: Call, x: Tensor) -> Tensor:
+        for layer in model.layers:
+            x = x + layer(F.relu(x))
+        return x
+
+    model = nn.Sequential(linear(), Call(forward, layers=nn.ModuleList(linear() for _ in range(3))))
+
+    diagnosis = deadcheck.scan(model, uniform(8, 4), batch_size=3)
+
+    assert keys(diagnosis) == ["1:relu#1", "1:relu#2", "1:relu#3"]
+    assert diagnosis.sites[2].stats.site.fed_by == ("0", "1.layers.0", "1.layers.1")
+
+
+def test_what_counts_batches_says_so() -> None:
+    data = [uniform(4, 5, 3, seed=i) for i in range(6)]
+
+    site = deadcheck.scan(nn.Sequential(conv(bias=(0.0,) * 4), nn.ReLU()), data).sites[0]
+
+    assert site.unit(0).because == "on in 6 of 6 batches"
+
+
+def test_a_negative_infinity_times_a_slope_of_0_is_not_a_number_and_no_zero() -> None:
+    data = torch.tensor([[-torch.inf, 1.0], [-1.0, 2.0]])
+    model = Call(lambda m, x: F.leaky_relu(x, 0.0))
+
+    (site,) = deadcheck.scan(model, data, allow_nonfinite=True).sites
+
+    assert site.stats.zeros.tolist() == [1, 0]
+    assert site.stats.nonfinite.tolist() == [1, 0]
 
 
 def test_rows_that_are_atoms_and_not_samples_count_as_one_sample_a_batch() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import prune, rnn
 from torch.nn.utils.parametrizations import weight_norm
 
 from tests.oracle import Oracle
@@ -597,10 +597,310 @@ class SqueezeExcite(Zoo):
         return oracle.keep(":relu#1", z, z.clamp(min=0))
 
 
+class Positions(Zoo):
+    """Position embeddings of as many tokens as there are samples in a batch: an axis is no batch by its length."""
+
+    shape = (7, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.pos, self.mlp = nn.Linear(6, 7), nn.Embedding(7, 7), nn.Linear(1, 7)
+        self.register_buffer("mask", torch.ones(7, 7).tril())
+
+    def bias(self):
+        return self.pos(torch.arange(7)) + self.mlp(torch.arange(7.0)[:, None]).tanh()
+
+    def forward(self, x):
+        y = F.relu(self.fc(x) + self.bias())
+        scores = (y @ y.transpose(1, 2)).masked_fill(self.mask == 0, -torch.inf)
+        return F.relu(self.fc(scores.softmax(-1) @ x))
+
+    def reference(self, oracle, x):
+        z = self.fc(x) + self.bias()
+        y = oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)
+        scores = (y @ y.transpose(1, 2)).masked_fill(self.mask == 0, -torch.inf)
+        z = self.fc(scores.softmax(-1) @ x)
+        return oracle.keep(":relu#2", z, z.clamp(min=0), unit=2)
+
+
+class GraphMixing(Zoo):
+    """Nodes mixed by a fixed adjacency, from the left, by einsum and sparse: the units stay those of the layer."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 5)
+        self.register_buffer("adj", (torch.rand(5, 5) > 0.5).float())
+        self.norm, self.learnt = nn.BatchNorm1d(5), nn.Parameter(torch.rand(5, 5))
+
+    def mixed(self, x):
+        """Mix by a sparse matrix, nodes first."""
+        n = len(x)
+        return torch.sparse.mm(self.adj.to_sparse(), x.transpose(0, 1).reshape(5, -1)).view(5, n, -1).transpose(0, 1)
+
+    def forward(self, x):
+        y = F.relu(self.adj @ self.a(x))
+        y = F.relu(torch.einsum("vw,nwf->nvf", self.adj, self.b(y)))
+        y = F.relu(self.mixed(self.c(y)))
+        return F.relu(self.norm(torch.einsum("nvf,vw->nfw", y, self.learnt)))
+
+    def reference(self, oracle, x):
+        z = self.adj @ self.a(x)
+        z = torch.einsum("vw,nwf->nvf", self.adj, self.b(oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)))
+        z = self.mixed(self.c(oracle.keep(":relu#2", z, z.clamp(min=0), unit=2)))
+        y = oracle.keep(":relu#3", z, z.clamp(min=0), unit=2)
+        z = self.norm(torch.einsum("nvf,vw->nfw", y, self.learnt))
+        return oracle.keep(":relu#4", z, z.clamp(min=0))
+
+
+class Packed(Zoo):
+    """Sequences of several lengths, packed and padded again: rows of steps, and last states, know their sample."""
+
+    shape = (6, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.rnn = nn.GRU(3, 4, batch_first=True), nn.RNN(4, 4, nonlinearity="relu", batch_first=True)
+        self.fc, self.out = nn.Linear(4, 5), nn.Linear(4, 3)
+
+    def packed(self, x):
+        lengths = 1 + (x[:, 1:, 0] > 0).sum(1)
+        return rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+
+    def forward(self, x):
+        y, last = self.gru(self.packed(x))
+        y, _ = rnn.pad_packed_sequence(self.rnn(y)[0], batch_first=True)
+        return torch.cat([F.relu(self.fc(y)).sum(1), F.relu(self.out(last[-1]))], 1)
+
+    def reference(self, oracle, x):
+        packed = self.packed(x)
+        y, last = self.gru(packed)
+        rows = torch.cat([packed.sorted_indices[:n] for n in packed.batch_sizes.tolist()])
+        oracle.keep("gru", y.data, y.data, on=nonzero, rows=rows.numpy())
+        net, state, start = self.rnn, torch.zeros(len(x), 4), 0
+        steps = F.linear(y.data, net.weight_ih_l0, net.bias_ih_l0)
+        for n in packed.batch_sizes.tolist():
+            z = F.linear(state[:n], net.weight_hh_l0, net.bias_hh_l0) + steps[start : start + n]
+            state = oracle.keep("rnn:relu#1", z, z.clamp(min=0), rows=rows[start : start + n].numpy())
+            start += n
+        padded, _ = rnn.pad_packed_sequence(net(y)[0], batch_first=True)
+        z = self.fc(padded)
+        a = oracle.keep(":relu#1", z, z.clamp(min=0), unit=2).sum(1)
+        z = self.out(last[-1])
+        return torch.cat([a, oracle.keep(":relu#2", z, z.clamp(min=0))], 1)
+
+
+class Routed(Zoo):
+    """Tokens sent to two of three experts, added up by index, as in Mixtral."""
+
+    shape = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(6, 3), nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def run(self, x, act):
+        flat = x.reshape(-1, 6)
+        weights, chosen = self.gate(flat).softmax(-1).topk(2)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            row, slot = torch.where(chosen == number)
+            if len(row):
+                out.index_add_(0, row, act(number, expert(flat[row]), row) * weights[row, slot, None])
+        return out.view(len(x), 4, 6)
+
+    def forward(self, x):
+        return F.relu(self.run(x, lambda number, z, row: torch.relu(z)))
+
+    def reference(self, oracle, x):
+        def act(number, z, row):
+            return oracle.keep(f":relu#{number + 1}", z, z.clamp(min=0), rows=(row // 4).numpy())
+
+        z = self.run(x, act)
+        return oracle.keep(":relu#4", z, z.clamp(min=0), unit=2)
+
+
+class Written(Zoo):
+    """Outputs written into slices of zeros: steps of a (time, samples, units) tensor, halves of the channels, rows."""
+
+    shape = (5, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(6, 5)
+
+    def run(self, x, out, each):
+        for step in range(5):
+            out[step, :, :3] = self.a(x[:, step])
+            out[step, :, 3:] = self.b(x[:, step])
+        for row in range(len(x)):
+            each[row] = self.c(out[:, row].mean(0))
+        return out, each
+
+    def forward(self, x):
+        out, each = self.run(x, torch.zeros(5, len(x), 6), torch.zeros(len(x), 5))
+        return torch.cat([F.relu(out).sum(0), F.relu(each)], 1)
+
+    def reference(self, oracle, x):
+        z, each = self.run(x, torch.zeros(5, len(x), 6), torch.zeros(len(x), 5))
+        first = oracle.keep(":relu#1", z, z.clamp(min=0), sample=1, unit=2).sum(0)
+        return torch.cat([first, oracle.keep(":relu#2", each, each.clamp(min=0))], 1)
+
+
+class Looped(Zoo):
+    """A block with a residual in a loop, its first turn fed by the entry too, and an exit that some batches take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.block, self.late = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.enter(x)
+        for _ in range(3):
+            x = F.relu(x + self.block(x))
+        go = x[:, 0] > 0.5
+        if go.any():
+            x[go] = torch.sigmoid(self.late(x[go]))
+        return torch.tanh(x)
+
+    def reference(self, oracle, x):
+        x = self.enter(x)
+        for _ in range(3):
+            z = x + self.block(x)
+            x = oracle.keep(":relu#1", z, z.clamp(min=0))
+        go = x[:, 0] > 0.5
+        if go.any():
+            z = self.late(x[go])
+            rows = np.flatnonzero(go.numpy())
+            x[go] = oracle.keep(":sigmoid#1", z, z.sigmoid(), on=lambda z, h: np.abs(z) < 6.9067548, rows=rows)
+        return oracle.keep(":tanh#1", x, x.tanh(), on=lambda z, h: np.abs(z) < 4.1465058)
+
+
+class Ensemble(Zoo):
+    """Three nets as one by vmap over stacked weights: each has units of its own."""
+
+    exact_reference = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nn.Linear(6, 4) for _ in range(3))
+
+    def run(self, x):
+        weights, biases = (torch.stack([getattr(net, name) for net in self.nets]) for name in ("weight", "bias"))
+        return torch.func.vmap(F.linear, in_dims=(None, 0, 0))(x, weights, biases)
+
+    def forward(self, x):
+        return F.relu(self.run(x)).sum(0)
+
+    def reference(self, oracle, x):
+        z = self.run(x).transpose(0, 1).flatten(1)
+        return oracle.keep(":relu#1", z, z.clamp(min=0)).view(len(x), 3, 4).sum(1)
+
+
+class Modulated(Zoo):
+    """Filters made for each sample, run as one grouped convolution, as in StyleGAN 2."""
+
+    shape = (4, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(3, 4, 3, 3)), nn.Linear(4, 4)
+        self.norm = nn.InstanceNorm2d(4, affine=True)
+
+    def run(self, x):
+        n = len(x)
+        weights = self.weight * self.style(x.mean((2, 3)))[:, None, :, None, None]
+        return F.conv2d(x.reshape(1, n * 4, 5, 5), weights.reshape(n * 3, 4, 3, 3), groups=n).view(n, 3, 3, 3)
+
+    def forward(self, x):
+        return F.relu(self.run(F.relu(self.norm(x))))
+
+    def reference(self, oracle, x):
+        z = self.norm(x)
+        z = self.run(oracle.keep(":relu#1", z, z.clamp(min=0)))
+        return oracle.keep(":relu#2", z, z.clamp(min=0))
+
+
+class Neighbours(Zoo):
+    """Points gathered by flat indices (DGCNN), by two indices (PointNet++), and the last valid step of each sample."""
+
+    shape = (6, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.last = nn.Conv2d(8, 5, 1), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def run(self, x, act):
+        n, p, d = x.shape
+        near = torch.cdist(x, x).topk(2, largest=False)[1]
+        flat = (near + torch.arange(n).view(-1, 1, 1) * p).view(-1)
+        edges = torch.cat([x.reshape(n * p, d)[flat].view(n, p, 2, d), x[:, :, None].repeat(1, 1, 2, 1)], 3)
+        y = act(1, self.conv(edges.permute(0, 3, 1, 2)), 1).amax(3).transpose(1, 2)
+        y = act(2, self.fc(y)[torch.arange(n).view(n, 1, 1), near], 3)
+        return act(3, self.last(y.amax(2))[torch.arange(n), near[:, 0, 1]], 1)
+
+    def forward(self, x):
+        return self.run(x, lambda number, z, unit: F.relu(z))
+
+    def reference(self, oracle, x):
+        return self.run(x, lambda number, z, unit: oracle.keep(f":relu#{number}", z, z.clamp(min=0), unit=unit))
+
+
+class FeaturesFirst(Zoo):
+    """Weights on the left of (features, samples), experts in one weight of three axes, maxout, samples one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4, 1))
+        self.experts, self.fc = nn.Parameter(torch.randn(3, 4, 5)), nn.Linear(15, 8)
+
+    def run(self, x, act):
+        y = act(1, self.w @ x.T + self.bias, {"sample": 1, "unit": 0})
+        y = act(2, (y.T[:, None, None] @ self.experts).flatten(1), {})
+        y = act(3, self.fc(y).view(-1, 4, 2).amax(2), {})
+        return torch.stack([row * 2 for row in y])
+
+    def forward(self, x):
+        return F.relu(self.run(x, lambda number, z, axes: F.relu(z)))
+
+    def reference(self, oracle, x):
+        z = self.run(x, lambda number, z, axes: oracle.keep(f":relu#{number}", z, z.clamp(min=0), **axes))
+        return oracle.keep(":relu#4", z, z.clamp(min=0))
+
+
+class Stacked(Zoo):
+    """Heads, and chunks of one layer, stacked along a new axis are other units; repeats are more observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.cut = nn.ModuleList(nn.Linear(6, 4) for _ in range(3)), nn.Linear(6, 6)
+        self.bits, self.twice = nn.Embedding(2, 3), nn.Linear(6, 6)
+
+    def run(self, x, act):
+        y = act(1, torch.stack([head(x) for head in self.heads], 1), lambda z: z.flatten(1)[:, None])
+        z = act(2, torch.stack(self.cut(x).chunk(2, -1)), lambda z: z.transpose(0, 1).flatten(1)[:, None])
+        w = act(3, self.bits((self.cut(x) > 0).long()), lambda z: z)
+        n = len(x)
+        v = act(4, self.twice(x).roll(1, 0).repeat_interleave(2, 0), lambda z: z.view(n, 2, 6).roll(-1, 0))
+        return y.sum(1), z.sum(0), w.sum(1), v.view(n, 2, 6).sum(1)
+
+    def forward(self, x):
+        return torch.cat(self.run(x, lambda number, z, order: F.relu(z)), 1)
+
+    def reference(self, oracle, x):
+        def act(number, z, order):
+            oracle.keep(f":relu#{number}", order(z), order(z).clamp(min=0), unit=2)
+            return z.clamp(min=0)
+
+        return torch.cat(self.run(x, act), 1)
+
+
 ZOO: tuple[type[Zoo], ...] = (
     Functional, Spellings, ResidualBlock, SharedAct, Siamese, Crelu, RecurrentRelu, Cell, Gated, EncoderLayer, Tokens,
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
-    Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite,
+    Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
+    GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def plan_slopes(
         if record.key not in chosen:
             return None
         layouts = frozenset(sightings.layouts_of(record.key))
-        return "all" if chosen[record.key] is None else (chosen[record.key], record.signature.units, layouts)
+        return "all" if chosen[record.key] is None else (chosen[record.key], record.units, layouts)
 
     reach = reaches(model, sightings, action, look)
     changes: list[SiteChange] = []

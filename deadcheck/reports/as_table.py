@@ -84,7 +84,8 @@ class _Report:
         parts = dict.fromkeys((model.format, how.get(model.read, model.read)))
         self._print(f"  model  {', '.join(parts)}", "dim")
         made = ", synthetic" if data.synthetic else ""
-        self._print(f"  data   {data.source}: {data.samples:,} samples{made}, {env.device}, {env.dtype}", "dim")
+        samples = f"{data.samples:,} sample{'s' * (data.samples != 1)}"
+        self._print(f"  data   {data.source}: {samples}{made}, {env.device}, {env.dtype}", "dim")
 
     def print_sites(self) -> None:
         sites = self._record.worst()
