@@ -22,6 +22,7 @@ from deadcheck.plan import Place
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(__file__) + os.sep
 _CHECKPOINT = os.path.join(_TORCH, "utils", "checkpoint.py")
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 _CALL_IMPL = nn.Module._call_impl.__code__
@@ -35,8 +36,8 @@ class Way(NamedTuple):
     own: int
     """How many of them stand in the module that runs; the others lead to that module."""
 
-    is_repeated: bool = False
-    """Whether ``torch.utils.checkpoint`` will run the call again in backward, outside of any module."""
+    reason: str | None = None
+    """Why the call cannot be changed without its gradient."""
 
 
 _places: dict[tuple[int, int], tuple[CodeType, Place]] = {}
@@ -46,16 +47,26 @@ def way_to(frame: FrameType | None, stop: CodeType) -> Way:
     """Return the way from the code ``stop``, which calls the model, to a frame."""
     places: list[Place] = []
     own: int | None = None
-    is_repeated = False
+    reason: str | None = None
     while frame is not None and frame.f_code is not stop:
         if own is None and is_border(frame):
             own = len(places)
-        is_repeated = is_repeated or (own is None and frame.f_code.co_filename == _CHECKPOINT)
+        if own is None:
+            reason = reason or without_gradient(frame)
         place = place_of(frame)
         if place is not None:
             places.append(place)
         frame = frame.f_back
-    return Way(tuple(places), len(places) if own is None else own, is_repeated)
+    return Way(tuple(places), len(places) if own is None else own, reason)
+
+
+def without_gradient(frame: FrameType) -> str | None:
+    """Return why a call inside a frame keeps its own gradient when it is changed; None where it does not."""
+    if frame.f_code.co_filename == _CHECKPOINT:
+        return "torch.utils.checkpoint runs it again in backward outside of any module; put it into a module"
+    if frame.f_code is _APPLY:
+        return "it stands in an autograd function, whose backward is written by hand; change it there"
+    return None
 
 
 def is_border(frame: FrameType) -> bool:

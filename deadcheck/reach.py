@@ -240,8 +240,9 @@ def _by_calls(
     wanted: Sequence[Any], steps: Mapping[Way, set[Run]], action: Callable[[Any], Hashable]
 ) -> dict[str, Reach]:
     calls: dict[int, list[Calls]] = {id(record): [] for record in wanted}
-    reasons: dict[int, str] = {}
-    for leaf in _split(steps, 0, action):
+    reasons = {id(r): way.reason for way, runs in steps.items() if way.reason for run in runs for r in run}
+    open_ways = {way: runs for way, runs in steps.items() if not way.reason}
+    for leaf in _split(open_ways, 0, action) if open_ways else ():
         for record in leaf.records:
             if leaf.reason is not None:
                 reasons[id(record)] = leaf.reason
@@ -274,10 +275,7 @@ def _split(steps: Mapping[Way, set[Run]], length: int, action: Callable[[Any], H
     first = next(iter(steps))
     places, own = first.places[:length], min(first.own, length)
     records = tuple({id(r): r for runs in steps.values() for run in runs for r in run}.values())
-    if any(way.is_repeated for way in steps):
-        reason = "torch.utils.checkpoint runs it again in backward outside of any module; put it into a module"
-        yield _Leaf(places, own, records, reason=reason)
-    elif len(set(map(action, records))) == 1:
+    if len(set(map(action, records))) == 1:
         yield _Leaf(places, own, records)
     elif len(steps) == 1:
         turns = _period(next(iter(steps.values())), action)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from deadcheck.callsites import is_border, place_of
+from deadcheck.callsites import is_border, place_of, without_gradient
 from deadcheck.plan import Replacement, Units
 from deadcheck.relu_calls import relu_call
 from deadcheck.unit_slope import Function, stand_in
@@ -168,7 +168,7 @@ class _Everywhere(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = relu_call(func, args, kwargs or {}, clipped=self.group.clipped)
-        if call is None:
+        if call is None or (not torch.compiler.is_compiling() and _keeps_gradient(sys._getframe(1))):
             return func(*args, **(kwargs or {}))
         assert self.group.everywhere is not None
         assert self.group.plain is not None
@@ -199,7 +199,7 @@ class _Located(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = relu_call(func, args, kwargs or {}, clipped=self.group.clipped)
-        if call is None:
+        if call is None or _keeps_gradient(sys._getframe(1)):
             return func(*args, **(kwargs or {}))
         rule = self._rule(sys._getframe(1)) or self.group.everywhere
         if rule is None:
@@ -236,6 +236,15 @@ class _Located(TorchFunctionMode):
 
 
 _LOCATED = _located.__code__
+
+
+def _keeps_gradient(frame: FrameType | None) -> bool:
+    """Tell whether a call would keep its own gradient: it is run in backward where nothing catches it, or not run."""
+    while frame is not None and frame.f_code.co_filename != _LOCATED.co_filename:
+        if without_gradient(frame) is not None:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _prefixes(way: list[tuple[str, int, int]]) -> list[Key]:

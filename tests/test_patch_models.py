@@ -6,8 +6,10 @@ import copy
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -327,6 +329,58 @@ def test_what_a_lambda_under_checkpoint_calls_is_listed() -> None:
 
     assert plan.plan.sites == ()
     assert "torch.utils.checkpoint runs it again in backward" in plan.skipped[0].reason
+
+
+class Clamped(torch.autograd.Function):
+    """A ReLU with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad * (ctx.saved_tensors[0] > 0)
+
+
+class OwnGradient(nn.Module):
+    """One ReLU in an autograd function, one under a checkpoint outside of any module, and one that can be changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, F.relu)
+
+    def run(self, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        from torch.utils.checkpoint import checkpoint
+
+        x = act(self.a(x))
+        return checkpoint(lambda y: F.relu(self.c(y)), Clamped.apply(self.b(x)), use_reentrant=False)  # type: ignore
+
+
+@pytest.mark.parametrize("chosen", [{}, {"layers": ("*",)}])
+def test_what_keeps_its_own_gradient_is_left_and_listed(chosen: dict[str, Any]) -> None:
+    from deadcheck.remedies.slope import plan_slopes
+    from tests.test_patch_zoo import scanned
+
+    model, x = OwnGradient(), inputs()
+    planned = plan_slopes(model, *scanned(model, x), Choice(LEAKY, **chosen))
+    patched = deadcheck.apply_patch(model, planned.plan)
+    got, wanted = patched(x), model.run(x, lambda z: F.leaky_relu(z, ALPHA))
+    gradients = [
+        torch.autograd.grad(out.square().sum(), list(m.parameters())) for out, m in ((got, patched), (wanted, model))
+    ]
+
+    assert [change.site for change in planned.plan.sites] == [":relu#1"]
+    assert {item.where: item.reason.partition(";")[0] for item in planned.skipped} == {
+        ":clamp#1": "it stands in an autograd function, whose backward is written by hand",
+        ":relu#2": "torch.utils.checkpoint runs it again in backward outside of any module",
+    }
+    assert torch.equal(got, wanted)
+    assert all(map(torch.equal, *gradients))
 
 
 def test_hooks_flags_and_own_attributes_are_carried_over() -> None:
