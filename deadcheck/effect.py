@@ -121,7 +121,7 @@ def incoming(model: nn.Module, record: Any) -> Incoming | str:
     for name in record.feeds:
         parameter = parameters.get(name)
         if parameter is None:
-            return "it is fed by something without weights"
+            return "its incoming weights are not parameters of the model"
         axis = _unit_axis(model, name, parameter, record.axis_from, record.offset + record.units)
         if axis is None:
             return f"which rows of {name!r} make its units is not known"

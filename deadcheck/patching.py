@@ -278,11 +278,13 @@ def examine(study: Study, patched: Patched) -> PatchResult:
     pairing = Pairing(study.model, study.sightings, sightings, patched.plan)
     gradients = study.gradients(patched.model)
     drift = study.drift(patched.model)
+    skipped = (*patched.skipped, *pairing.still_there(patched.skipped))
+    untouched = {item.where for item in skipped}
     sites = tuple(
         _effect(study, patched, change, pairing.after(change, after), gradients.get(change.site))
         for change in patched.plan.sites
+        if change.site not in untouched
     )
-    skipped = (*patched.skipped, *pairing.still_there(patched.skipped))
     advice = advise(patched.plan, study.before, drift, patched.search, stale=study.stale_units())
     told = {change.site for change in patched.plan.sites} | {item.where for item in skipped}
     return PatchResult(

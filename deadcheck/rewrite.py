@@ -128,6 +128,8 @@ class _Tree:
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, []).append(path)
         self._done: dict[str, Rule] = {}
+        self._refused: set[str] = set()
+        """Modules whose calls cannot be caught, as their sites already say."""
 
     # Modules.
 
@@ -257,6 +259,7 @@ class _Tree:
         if replacement.kind is Kind.PRELU:
             reason = "a learnt slope needs a module of its own, and this is a call of a function; use leaky"
         if reason is not None:
+            self._refused.add(change.module)
             self.skipped.append(Skipped(change.activation, change.site, reason))
             return
         rules = self._group.modules.setdefault(change.module, {})
@@ -287,5 +290,5 @@ class _Tree:
                 if reason is None:
                     entries = ("forward",) if path or self.plan.call == "forward" else ("forward", self.plan.call)
                     substitute(module, group, path, entries)
-                else:
+                elif path not in self._refused:
                     self.skipped.append(Skipped("relu", path, f"calls in its code were not caught: {reason}"))

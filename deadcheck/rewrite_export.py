@@ -63,7 +63,7 @@ def _replace(program: ExportedProgram, node: fx.Node, rule: Rule) -> str | None:
     """Put what stands in into the place of a node; return why that cannot be."""
     ceiling = ceiling_of(node)
     if ceiling is None:
-        return f"{node.target} with these arguments is no ReLU"
+        return f"{node.target} is no ReLU, or only by a bound that the program computes"
     if rule.replacement.kind is Kind.PRELU:
         return "a learnt slope needs a module of its own, and this is an operator in a program; use leaky"
     if rule.units is not None:

@@ -71,7 +71,7 @@ def _replaced(graph: Any, node: Any, rule: Rule) -> Any:
     """Put what stands in into the place of a node, and return its first node; or why it cannot be."""
     ceiling = ceiling_of(node)
     if ceiling is None:
-        return f"{node.kind()} with these arguments is no ReLU"
+        return f"{node.kind()} is no ReLU, or only by a bound that the program computes"
     return _insert(graph, node, next(iter(node.inputs())), rule, ceiling)
 
 

@@ -62,7 +62,8 @@ def module_for(
     ``keeps_inplace`` says that writing the result over the input matters, since the input is used again.
     """
     if keeps_inplace and replacement.kind is Kind.PRELU:
-        raise CannotStandInError("it writes over its input, which is used again, and nn.PReLU cannot")
+        reason = "it writes over its input, which may be used again, and nn.PReLU cannot; make it inplace=False first"
+        raise CannotStandInError(reason)
     held = ceiling_of(old)
     ceiling = None if held == math.inf else held
     writes = bool(getattr(old, "inplace", False))
