@@ -11,12 +11,14 @@ import dis
 import linecache
 import os
 import sysconfig
-from types import CodeType, FrameType
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from deadcheck.errors import PatchError
 from deadcheck.plan import Place
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -101,3 +103,61 @@ def _number(code: CodeType, frame: FrameType) -> int:
         if line == frame.f_lineno and instruction.opcode in _CALLS:
             offsets.append(instruction.offset)
     return max(bisect.bisect_right(offsets, frame.f_lasti) - 1, 0)
+
+
+# The code of a class.
+
+
+def functions_of(cls: type) -> Iterator[FunctionType]:
+    """Yield the functions that a class and its bases define, those of torch apart."""
+    for base in cls.__mro__:
+        if not base.__module__.startswith("torch.nn.") and base is not object:
+            for value in vars(base).values():
+                function = getattr(value, "__func__", value)
+                if isinstance(function, FunctionType):
+                    yield unwrapped(function)
+
+
+def unwrapped(function: Any) -> FunctionType:
+    """Return the function that decorators were put around."""
+    while isinstance(getattr(function, "__wrapped__", None), FunctionType):
+        function = function.__wrapped__
+    return function  # type: ignore[no-any-return]
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code and that of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_in(constant)
+
+
+def found_again(cls: type, places: Sequence[Place], site: str) -> tuple[Place, ...]:
+    """Return the places where the calls stand now, by the text of their lines.
+
+    PatchError where the function at hand no longer holds the line. Functions that are not the class's own, and code
+    without source, are taken as they were.
+    """
+    return tuple(_moved(cls, place, site) for place in places)
+
+
+def _moved(cls: type, place: Place, site: str) -> Place:
+    own = list(functions_of(cls))
+    helpers = [v for f in own for v in f.__globals__.values() if isinstance(v, FunctionType)]
+    codes = [c for f in own for c in codes_in(f.__code__) if c.co_name == place.function]
+    codes = codes or [c for f in helpers for c in codes_in(f.__code__) if c.co_name == place.function]
+    found = []
+    for code in codes:
+        lines = {line for _, _, line in code.co_lines() if line is not None}
+        texts = {line - code.co_firstlineno: linecache.getline(code.co_filename, line).strip() for line in lines}
+        if not place.text or texts.get(place.line, "") in ("", place.text):
+            return place
+        found += [place._replace(line=line) for line, text in texts.items() if text == place.text]
+    if codes and len(found) != 1:
+        what = "stands at several places now" if found else "is no longer there"
+        raise PatchError(
+            f"{site}: the code of {cls.__name__} was changed since the patch was made: {place.text!r} in "
+            f"{place.function} {what}; make the patch again"
+        )
+    return found[0] if found else place

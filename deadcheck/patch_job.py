@@ -17,14 +17,16 @@ from deadcheck.errors import PatchError, UsageError
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.formats.from_torchscript import load_program
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
-from deadcheck.patch_output import check_kind, write_model, write_text
+from deadcheck.patch_output import check_kind, write_model
 from deadcheck.patch_result import Comparison, PatchResult, Written
-from deadcheck.patching import Patched, Study, compare, examine, make
+from deadcheck.patching import Patched, compare, examine, make
 from deadcheck.plan import PatchPlan
 from deadcheck.remedies.base import Choice
-from deadcheck.rewrite import copied, rewrite
-from deadcheck.subject import ModuleTree, Scripted, Subject, patched_script
-from deadcheck.writing import check_target
+from deadcheck.rewriting.base import Subject
+from deadcheck.rewriting.in_modules import ModuleTree, copied, rewrite
+from deadcheck.rewriting.in_script import Scripted, patched_script
+from deadcheck.study import Study
+from deadcheck.writing import check_target, write_text
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _patched_program(model: Any, plan: PatchPlan, *, inplace: bool) -> Any:
         return patched_script(model, plan)
     from torch.export import ExportedProgram
 
-    from deadcheck.exported_subject import patched_export
+    from deadcheck.rewriting.in_export import patched_export
 
     if not isinstance(model, ExportedProgram):
         raise PatchError(f"a {type(model).__name__} is no model; give a module, or a TorchScript or exported program")
@@ -127,7 +129,8 @@ def run(
     written = []
     if text_target is not None:
         plan = replace(patched.plan, model=_described(loaded))
-        written.append(write_text(text_target, dump_plan(plan), "the patch file, for deadcheck.apply_patch"))
+        write_text(text_target, dump_plan(plan))
+        written.append(Written(str(text_target), "the patch file, for deadcheck.apply_patch"))
     if options.output is not None:
         try:
             written.append(_write(study, patched, options.output, choice))
@@ -141,7 +144,7 @@ def subject_of(path: Path, loaded: LoadedModel, options: LoadOptions, call: str)
     if loaded.identity.format == "torchscript":
         return Scripted(loaded, lambda: load_program(path, options), call)
     if loaded.identity.format == "pt2":
-        from deadcheck.exported_subject import from_file  # on demand: torch.export takes a while to import
+        from deadcheck.rewriting.in_export import from_file  # on demand: torch.export takes a while to import
 
         return from_file(loaded, path, options)
     return ModuleTree(loaded, pipeline.runnable(loaded.module))
@@ -176,7 +179,7 @@ def _write(study: Study, patched: Patched, output: Path, choice: Choice) -> Writ
         return write_model(output, study.subject, patched.made, answer)
     if not study.has_data:
         raise UsageError(f"{output}: to export a model it must be run on data; add --data FILE")
-    from deadcheck.exported_subject import exported_from  # on demand: torch.export takes a while to import
+    from deadcheck.rewriting.in_export import exported_from  # on demand: torch.export takes a while to import
 
     batch = pipeline.placed(study.model, study.config.scan, next(study.batches()))
     with study.running(study.model):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from deadcheck.errors import PatchError, UsageError
 from deadcheck.patch_result import Written
-from deadcheck.subject import Made, ModuleTree, Subject
+from deadcheck.rewriting.base import Made, Subject
+from deadcheck.rewriting.in_modules import ModuleTree
+from deadcheck.stand_ins import StandIn
 from deadcheck.substitute import original_class
-from deadcheck.unit_slope import StandIn
 from deadcheck.writing import write_safely
 
 Answer = Callable[[nn.Module], list[Tensor]]
@@ -59,16 +60,6 @@ def write_model(path: Path, subject: Subject, made: Made, answer: Answer | None)
 
     write_safely(path, write)
     return Written(str(path), subject.what, needs_of(made.module) if isinstance(subject, ModuleTree) else None)
-
-
-def write_text(path: Path, text: str, what: str) -> Written:
-    """Write a text file."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_safely(path, write)
-    return Written(str(path), what)
 
 
 def needs_of(model: nn.Module) -> str | None:

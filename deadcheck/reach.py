@@ -15,10 +15,10 @@ from deadcheck import activations
 from deadcheck.callsites import Way, way_to
 from deadcheck.layout import Flow
 from deadcheck.plan import Calls, Place
-from deadcheck.rewrite import unshared
+from deadcheck.rewriting.in_modules import unshared
 from deadcheck.roster import SiteRecord
 from deadcheck.stand_ins import ceiling_of, keeps_relu
-from deadcheck.unit_slope import layout_of
+from deadcheck.unit_masks import layout_of
 
 _MAX_PERIOD = 512
 

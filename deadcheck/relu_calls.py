@@ -1,16 +1,19 @@
-"""Which calls of torch's functions are a ReLU, as seen above autograd."""
+"""Which calls of torch's functions are a ReLU, as seen above autograd, or as read from the code of a class."""
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from deadcheck.activations import OPERATORS, Activation
+from deadcheck.callsites import codes_in, functions_of, unwrapped
 from deadcheck.sites import Family
 
 
@@ -100,3 +103,55 @@ def _keeps_type(name: str, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str
     if name == "maximum" and not bounds:
         return False  # x.max(0) reduces over an axis
     return all(b.dtype == x.dtype and torch.broadcast_shapes(b.shape, x.shape) == x.shape for b in bounds)
+
+
+# What the code of a module may call.
+
+_MAY_BE = frozenset(
+    ("relu", "relu_", "relu6", "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_", "threshold",
+     "threshold_", "maximum", "max", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_")
+)  # fmt: skip
+"""Functions that may be a ReLU."""
+
+_RELU_MODULES = (nn.ReLU, nn.Hardtanh, nn.Threshold, nn.LeakyReLU, nn.RReLU)
+
+
+def mentions_relu(module: nn.Module) -> bool:
+    """Tell whether the code of a module's class, or an attribute of the module, may call a ReLU.
+
+    Classes of ``torch.nn`` do so by modules alone, apart from those that ``stand_ins`` knows.
+    """
+    if isinstance(module, _RELU_MODULES) and not type(module).__module__.startswith("torch.nn."):
+        return True
+    held = list(vars(module).values())
+    held += [item for value in held if isinstance(value, (list, tuple)) for item in value]
+    if any(isinstance(item, nn.Module) or getattr(item, "__name__", "") in _MAY_BE for item in held):
+        return not type(module).__module__.startswith("torch.nn.")
+    met: set[FunctionType] = set()
+    return any(_calls_relu(function, met) for function in functions_of(type(module)))
+
+
+def _calls_relu(function: FunctionType, met: set[FunctionType]) -> bool:
+    """Tell whether a function, or one that it names, calls something that may be a ReLU."""
+    if function in met:
+        return False
+    met.add(function)
+    for code in codes_in(function.__code__):
+        own = code.co_varnames[:1]
+        before = None
+        for instruction in dis.get_instructions(code):
+            name = instruction.argval
+            if instruction.opname in _READS and isinstance(name, str):
+                is_own = instruction.opname in _ATTRIBUTES and before is not None and before.argval in own
+                if name in _MAY_BE and not is_own:
+                    return True
+                named = function.__globals__.get(name) if instruction.opname == "LOAD_GLOBAL" else None
+                is_users = isinstance(named, FunctionType) and not named.__module__.startswith("torch.")
+                if is_users and _calls_relu(unwrapped(named), met):
+                    return True
+            before = instruction
+    return False
+
+
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_READS = (*_ATTRIBUTES, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "IMPORT_FROM")

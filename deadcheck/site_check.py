@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deadcheck.patch_result import Response
 from deadcheck.plan import Kind, Replacement, SiteChange, Units
-from deadcheck.unit_slope import UnitMask
+from deadcheck.unit_masks import UnitMask
 
 _POINTS = (-8.0, -1.5, -1.0, -0.25, -1e-3, 0.0, 1e-3, 0.25, 1.0, 1.5, 8.0)
 """Powers of two and others; none beyond 8, where smooth functions have left their bend."""

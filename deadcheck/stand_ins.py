@@ -1,4 +1,4 @@
-"""Modules that are a ReLU, and the modules that stand in for them with everything carried over."""
+"""What stands in for a ReLU: functions, and modules with everything carried over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,102 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deadcheck.plan import Kind, Replacement, Units
-from deadcheck.unit_slope import StandIn, prelu_slopes
+from deadcheck.unit_masks import UnitMask, prelu_slopes
+
+Function = Callable[[Tensor, bool], Tensor]
+"""Takes the input of a ReLU and whether to write the result into it."""
+
+
+def stand_in(replacement: Replacement, *, ceiling: float | None = None, units: Units | None = None) -> Function:
+    """Return the function that stands in for a ReLU, or for a ReLU with a ceiling, which stays."""
+    plain = _with_ceiling(_FUNCTIONS[replacement.kind](replacement.alpha), ceiling)
+    return plain if units is None else _for_some(plain, UnitMask(units), ceiling)
+
+
+def _leaky(alpha: float | None) -> Function:
+    assert alpha is not None
+    slope = alpha
+    return lambda x, inplace: F.leaky_relu(x, slope, inplace)
+
+
+def _elu(alpha: float | None) -> Function:
+    assert alpha is not None
+    scale = alpha
+    return lambda x, inplace: F.elu(x, scale, inplace)
+
+
+def _gelu(alpha: float | None) -> Function:
+    return lambda x, inplace: x.copy_(F.gelu(x.clone())) if inplace else F.gelu(x)
+
+
+def _silu(alpha: float | None) -> Function:
+    return lambda x, inplace: F.silu(x, inplace)
+
+
+_FUNCTIONS: dict[Kind, Callable[[float | None], Function]] = {
+    Kind.LEAKY: _leaky,
+    Kind.ELU: _elu,
+    Kind.GELU: _gelu,
+    Kind.SILU: _silu,
+}
+
+
+def _with_ceiling(function: Function, ceiling: float | None) -> Function:
+    if ceiling is None:
+        return function
+    top = ceiling
+
+    def clipped(x: Tensor, inplace: bool) -> Tensor:
+        # Over a copy: what the first step keeps for backward must not be written over by the second.
+        return x.copy_(function(x.clone(), False).clamp_max(top)) if inplace else function(x, False).clamp_max(top)
+
+    return clipped
+
+
+def _for_some(function: Function, mask: UnitMask, ceiling: float | None) -> Function:
+    def chosen(x: Tensor, inplace: bool) -> Tensor:
+        # The copy keeps what backward needs when the result is written over the input.
+        z = x.clone() if inplace else x
+        rest = F.relu(z) if ceiling is None else F.hardtanh(z, 0.0, ceiling)
+        y = torch.where(mask.on(z), function(z, False), rest)
+        return x.copy_(y) if inplace else y
+
+    return chosen
+
+
+class StandIn(nn.Module):
+    """Stands in for a ReLU, or for some of its units, where no module of ``torch.nn`` can."""
+
+    def __init__(
+        self,
+        replacement: Replacement,
+        *,
+        units: Units | None = None,
+        ceiling: float | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        self.replacement, self.units, self.ceiling, self.inplace = replacement, units, ceiling, inplace
+        self._function: Function | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Replace the chosen units, keep a ReLU for the others."""
+        if self._function is None:
+            self._function = stand_in(self.replacement, ceiling=self.ceiling, units=self.units)
+        return self._function(x, self.inplace)
+
+    def __getstate__(self) -> dict[str, object]:
+        # The function is made again from what it stands for: a closure cannot be pickled.
+        return {**self.__dict__, "_function": None}
+
+    def extra_repr(self) -> str:
+        """Say what is replaced."""
+        which = "" if self.units is None else f", {self.units.replaced} of {self.units.count} units"
+        ceiling = "" if self.ceiling is None else f", at most {self.ceiling:g}"
+        return f"{self.replacement}{which}{ceiling}{', inplace=True' if self.inplace else ''}"
+
+
+# Modules.
 
 _OWN = frozenset(vars(nn.Module()))
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from deadcheck.callsites import is_border, place_of, without_gradient
 from deadcheck.plan import Replacement, Units
 from deadcheck.relu_calls import relu_call
-from deadcheck.unit_slope import Function, stand_in
+from deadcheck.stand_ins import Function, stand_in
 
 Key = tuple[tuple[str, int, int], ...]
 """Places from a call outward."""

@@ -31,10 +31,20 @@ def _is_same(path: Path, source: Path) -> bool:
         return path.resolve() == source.resolve()
 
 
-def write_safely(path: Path, write: Callable[[Path], None]) -> None:
+def write_text(path: Path, text: str, what: str = "") -> None:
+    """Write a text file as ``write_safely`` does."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+    write_safely(path, write, what)
+
+
+def write_safely(path: Path, write: Callable[[Path], None], what: str = "") -> None:
     """Have ``write`` make the file under a temporary name beside it, then put it in its place, with the old one's mode.
 
-    UsageError where the disk is full or the place cannot be written; the old file then stays, and nothing else does.
+    UsageError, which may say ``what`` it is, where the disk is full or the place cannot be written; the old file then
+    stays, and nothing else does.
     """
     target = path.resolve()
     try:
@@ -51,7 +61,8 @@ def write_safely(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another place") from error
+        told = f"{what} to {str(path)!r}" if what else repr(str(path))
+        raise UsageError(f"cannot write {told}: {error.strerror or error}; choose another place") from error
 
 
 def _umask() -> int:

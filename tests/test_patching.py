@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from deadcheck import pipeline
 from deadcheck.config import Config, ScanSettings
-from deadcheck.formats import LoadedModel
+from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.patch_result import PatchResult
-from deadcheck.patching import Study, examine, make
+from deadcheck.patching import examine, make
 from deadcheck.plan import Kind, Replacement
 from deadcheck.remedies.base import Choice
+from deadcheck.rewriting.in_modules import ModuleTree
 from deadcheck.sites import ModelIdentity
-from deadcheck.subject import ModuleTree
+from deadcheck.study import Study
 
 X = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
 
@@ -217,6 +218,33 @@ def test_loaders_are_opened_for_each_pass(tmp_path: Path, monkeypatch: pytest.Mo
 
 def iterate(batches: Iterator[object]) -> int:
     return sum(1 for _ in batches)
+
+
+SAMPLE_MODELS = Path(__file__).parent.parent / "sample_models"
+
+
+def moved(net: nn.Sequential, alpha: float, x: Tensor) -> float:
+    """Return how far the outputs of a net of torch move, on average, when every ReLU leaks."""
+    layers = [nn.LeakyReLU(alpha) if isinstance(layer, nn.ReLU) else layer for layer in net]
+    with torch.no_grad():
+        old = net(x).double()
+        return float(((nn.Sequential(*layers)(x).double() - old).norm(dim=1) / old.norm(dim=1)).mean())
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_mlp_healthy", "digits_cnn"])
+def test_the_slope_that_is_found_is_within_5_percent_of_a_bisection(name: str) -> None:
+    path = SAMPLE_MODELS / f"{name}.pt"
+    loaded = open_model(path, LoadOptions())
+    of = Study(ModuleTree(loaded, loaded.module), Config())
+    found = make(of, Choice(), tolerance=0.01).search
+    x = torch.from_numpy(np.load(path.with_suffix(".sample.npz"))["x"])
+    low, high = -5.0, 0.0
+    for _ in range(12):  # of the exponent: 5 / 2^12 of a decade is 0.3%
+        middle = (low + high) / 2
+        low, high = (middle, high) if moved(loaded.module, 10**middle, x) <= 0.01 else (low, middle)
+
+    assert found is not None
+    assert found.alpha == pytest.approx(10**low, rel=0.05)
 
 
 def test_the_gradient_is_asked_of_some_samples_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deadcheck.commands.inputs import Target, keywords, targets_of
 from deadcheck.commands.output import progress
@@ -15,6 +16,9 @@ from deadcheck.config import Config
 from deadcheck.errors import DeadcheckError, ExitCode, internal_error
 from deadcheck.record import Record
 from deadcheck.reports import Failure, Outcome
+
+if TYPE_CHECKING:
+    from deadcheck.formats import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,18 @@ class Reading:
     allow_classes: Sequence[str]
     key: str | None
     trust: bool = False
+
+    def options(self, target: Target) -> LoadOptions:
+        """Return what is said of one model, here before the configuration."""
+        from deadcheck.formats import LoadOptions
+
+        return LoadOptions(
+            arch=self.arch or target.arch,
+            arch_args=keywords(self.arch_args) or (target.arch_args if self.arch is None else {}),
+            allow_classes=tuple(self.allow_classes),
+            key=self.key or target.key,
+            trust=self.trust,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,19 +71,9 @@ def _scan(target: Target, run: Run) -> Outcome:
 def scanned(target: Target, run: Run) -> Record:
     """Scan one model; a DeadcheckError says why it cannot be."""
     from deadcheck import pipeline
-    from deadcheck.formats import LoadOptions
     from deadcheck.record import record_of
 
-    reading = run.reading
-    arguments = keywords(reading.arch_args) or (target.arch_args if reading.arch is None else {})
-    load = LoadOptions(
-        arch=reading.arch or target.arch,
-        arch_args=arguments,
-        allow_classes=tuple(reading.allow_classes),
-        key=reading.key or target.key,
-        trust=reading.trust,
-    )
-    path = Path(target.path)
+    load, path = run.reading.options(target), Path(target.path)
     # What the user's code prints is not the report.
     with redirect_stdout(sys.stderr), progress(path.name, quiet=run.quiet) as advance:
         return record_of(pipeline.scan_file(path, load, target.config, advance), per_unit=run.per_unit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from deadcheck.commands.inputs import Target, keywords, targets_of
+from deadcheck.commands.inputs import Target, targets_of
 from deadcheck.commands.measuring import Reading
 from deadcheck.commands.output import check_place, progress, write
 from deadcheck.config import Config
@@ -33,19 +33,9 @@ class Job:
 
     def run(self, work: Callable[[Path, LoadOptions, Config, Progress | None], _T]) -> _T:
         """Do some work on the model; what the user's code prints goes to stderr."""
-        from deadcheck.formats import LoadOptions
-
-        reading, target = self.reading, self.target
-        load = LoadOptions(
-            arch=reading.arch or target.arch,
-            arch_args=keywords(reading.arch_args) or (target.arch_args if reading.arch is None else {}),
-            allow_classes=tuple(reading.allow_classes),
-            key=reading.key or target.key,
-            trust=reading.trust,
-        )
-        path = Path(target.path)
+        load, path = self.reading.options(self.target), Path(self.target.path)
         with redirect_stdout(sys.stderr), progress(path.name, quiet=self.quiet) as advance:
-            return work(path, load, target.config, advance)
+            return work(path, load, self.target.config, advance)
 
 
 def one_target(model: Path | None, config: Config) -> Target:
@@ -62,7 +52,7 @@ def places_of(stdout_format: str, pairs: Sequence[str], known: Mapping[str, obje
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not equals or not path:
-            raise UsageError(f"{pair!r} is not FORMAT=PATH; write json=report.json")
+            raise UsageError(f"{pair!r} is not FORMAT=PATH, where FORMAT is one of {', '.join(known)}")
         check_place(repr(pair), path)
         places.append((name, path))
     places.append((stdout_format, "-"))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deadcheck.plan import Kind
+from deadcheck.formats.base import LoadedModel
+from deadcheck.plan import Kind, PatchPlan
+from deadcheck.rewriting.base import Made, ProgramSubject, all_or_none, rules_of, skipped_sites
 from deadcheck.scripted import Program
 from deadcheck.substitute import Rule
-from deadcheck.unit_slope import UnitMask
+from deadcheck.unit_masks import UnitMask
 
 
 def rewrite_script(program: Program, rules: Mapping[int, Rule], *, method: str = "forward") -> dict[int, str]:
@@ -133,3 +137,47 @@ def _node(graph: Any, kind: str, inputs: list[Any]) -> Any:
     value = graph.insertNode(graph.create(kind, inputs, 1)).output()
     value.setType(torch._C.TensorType.get())
     return value
+
+
+# The program as what is patched.
+
+
+class Scripted(ProgramSubject):
+    """A TorchScript program; ``read`` gives it anew."""
+
+    kind, what, suffix = "a TorchScript program", "the patched program", ".pt"
+    _function_of = staticmethod(function_of)
+
+    def save(self, made: Made, path: Path) -> None:
+        """Write the program."""
+        torch.jit.save(made.product, str(path))
+
+    def read_back(self, path: Path) -> nn.Module:
+        """Load the program."""
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+
+    def __init__(self, loaded: LoadedModel, read: Callable[[], torch.jit.ScriptModule], method: str) -> None:
+        # Measured without the fused layers of torch, as the patched program runs: their operators can be replaced.
+        self._read, self._method = read, method
+        program = self._program()
+        program.mark()
+        super().__init__(replace(loaded, module=program.module), program.module)
+
+    def _program(self) -> Program:
+        return Program(leave_fast_path(self._read()))
+
+    def made(self, plan: PatchPlan) -> Made:
+        """Return the program with its operators replaced, once with marks to be measured, once without."""
+        rules = rules_of(plan)
+        program, marked = self._program(), self._program()
+        skipped = rewrite_script(program, rules, method=self._method)
+        rewrite_script(marked, rules, method=self._method)
+        marked.mark()
+        return Made(marked.module, program.module, skipped_sites(plan, skipped))
+
+
+def patched_script(module: torch.jit.ScriptModule, plan: PatchPlan) -> torch.jit.ScriptModule:
+    """Return a TorchScript program with a patch applied; the one given stays as it is."""
+    program = Program(leave_fast_path(reread(module)))
+    all_or_none(skipped_sites(plan, rewrite_script(program, rules_of(plan))))
+    return program.module

@@ -15,8 +15,8 @@ from deadcheck.errors import PatchError
 from deadcheck.layout import Atom, positions, samples, units
 from deadcheck.plan import Kind, Replacement, SiteChange, Units
 from deadcheck.site_check import fault_of, responses
-from deadcheck.stand_ins import CannotStandInError, module_for
-from deadcheck.unit_slope import StandIn, layout_of, stand_in
+from deadcheck.stand_ins import CannotStandInError, StandIn, module_for, stand_in
+from deadcheck.unit_masks import layout_of
 
 LEAKY = Replacement(Kind.LEAKY, 0.1)
 

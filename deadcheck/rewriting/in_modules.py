@@ -4,23 +4,54 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deadcheck.callsites import found_again
 from deadcheck.errors import PatchError
-from deadcheck.forward_code import found_again, mentions_relu
 from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
-from deadcheck.rewrite_script import ceiling_of as script_ceiling
-from deadcheck.rewrite_script import leave_fast_path, reread, rewrite_script
+from deadcheck.relu_calls import mentions_relu
+from deadcheck.rewriting.base import Made, Subject
+from deadcheck.rewriting.in_script import ceiling_of as script_ceiling
+from deadcheck.rewriting.in_script import leave_fast_path, reread, rewrite_script
 from deadcheck.scripted import Program
 from deadcheck.sites import Skipped
-from deadcheck.stand_ins import KEEPS_FUNCTION, CannotStandInError, ceiling_of, keeps_relu, module_for
+from deadcheck.stand_ins import KEEPS_FUNCTION, CannotStandInError, ceiling_of, keeps_relu, module_for, stand_in
 from deadcheck.substitute import Group, Key, Rule, Turns, can_substitute, original_class, substitute
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+
+
+class ModuleTree(Subject):
+    """A tree of Python modules."""
+
+    kind, what, suffix = "a model made of modules", "the patched model, whole", ".pt"
+
+    def save(self, made: Made, path: Path) -> None:
+        """Write the whole module."""
+        torch.save(made.product, path)
+
+    def read_back(self, path: Path) -> nn.Module:
+        """Load the whole module."""
+        return torch.load(path, map_location="cpu", weights_only=False)  # type: ignore[no-any-return]
+
+    def made(self, plan: PatchPlan) -> Made:
+        """Return a patched copy that shares the model's weights."""
+        result = rewrite(copied(self.module, share=True), plan)
+        return Made(result.model, result.model, result.skipped)
+
+    def function(self, plan: PatchPlan, change: SiteChange, made: Made, ceiling: float) -> Callable[[Tensor], Tensor]:
+        """Return the module at a site, or the function that stands in for its calls."""
+        if change.modules and not isinstance(self.module.get_submodule(change.modules[0]), torch.jit.ScriptModule):
+            module = made.module.get_submodule(change.modules[0])
+            is_layer = ceiling_of(self.module.get_submodule(change.modules[0])) is None
+            return (module.get_submodule("activation") if is_layer else module).forward  # type: ignore[no-any-return]
+        run = stand_in(plan.for_site(change), ceiling=None if ceiling == torch.inf else ceiling, units=change.units)
+        return lambda x: run(x, False)
 
 
 @dataclass(frozen=True)
