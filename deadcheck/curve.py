@@ -35,6 +35,11 @@ class Curve:
 
     total: int
 
+    @property
+    def lowest(self) -> float:
+        """Where a picture of the outputs ends below."""
+        return min(-0.5, self.value(LOW))
+
     def value(self, x: float) -> float:
         """Return the output of what stands in."""
         return value_of(self.replacement, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Bits of a braille character by row and column."""
 
 _ROWS, _BAR_ROWS = 10, 5
-_TOP, _BOTTOM = 2.0, -0.5
+_TOP = 2.0
 
 
 def render(curve: Curve, options: RenderOptions) -> str:
@@ -25,7 +26,9 @@ def render(curve: Curve, options: RenderOptions) -> str:
     lines = [f"deadcheck plot alpha  {shown(curve.model, unicode=options.unicode)}", ""]
     lines += _drawing(curve, width, unicode=options.unicode)
     lines += _histogram(curve, width, unicode=options.unicode)
-    lines += [_axis(width), "", *words(curve)]
+    lines += [_axis(width), ""]
+    for line in words(curve):
+        lines += textwrap.wrap(line, options.width, break_on_hyphens=False)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -48,17 +51,16 @@ def _drawing(curve: Curve, width: int, *, unicode: bool) -> list[str]:
     """Draw the curve, four dots high and two wide to a character, or one where there is no braille."""
     down, across = (4, 2) if unicode else (1, 1)
     height, columns = _ROWS * down, width * across
-    grid = [[False] * columns for _ in range(height)]
+    grid, tall = [[False] * columns for _ in range(height)], _TOP - curve.lowest
     before: int | None = None
     for column in range(columns):
         y = curve.value(LOW + (HIGH - LOW) * (column + 0.5) / columns)
-        row = round((_TOP - y) / (_TOP - _BOTTOM) * (height - 1))
-        row = min(max(row, 0), height - 1)
+        row = min(max(round((_TOP - y) / tall * (height - 1)), 0), height - 1)
         last = row if before is None else before
         for between in range(min(row, last), max(row, last) + 1):
             grid[between][column] = True
         before = row
-    zero = round(_TOP / (_TOP - _BOTTOM) * (height - 1)) // down
+    zero = round(_TOP / tall * (height - 1)) // down
     labels, border = {0: f"{_TOP:g}", zero: "0"}, "│" if unicode else "|"
     rows = (_line(grid[row * down : (row + 1) * down], unicode=unicode) for row in range(_ROWS))
     return [f"{labels.get(number, ''):>4} {border} {row}" for number, row in enumerate(rows)]

@@ -24,7 +24,7 @@ def curve(counts: dict[int, int] | None = None, kind: Kind = Kind.LEAKY, alpha: 
 def test_the_drawing_fits_its_width(width: int, unicode: bool) -> None:
     text = as_curve.render(curve(), RenderOptions(width=width, unicode=unicode))
 
-    assert all(len(line) <= max(width, 95) for line in text.split("\n"))
+    assert all(len(line) <= width for line in text.split("\n"))
     assert "\x1b" not in text
     assert unicode or text.isascii()
 
@@ -33,7 +33,7 @@ def test_words_tell_the_shares() -> None:
     text = as_curve.render(curve(), RenderOptions(width=80))
 
     # 35 of 52 inputs are below 0; 5 lie left of the picture and 7 right of it.
-    assert "67.3% of the inputs are below 0, where a ReLU gives 0 and lets no gradient through" in text
+    assert "67.3% of the inputs are below 0, where a ReLU gives 0 and lets no gradient\nthrough\n" in text
     assert "not shown: 9.6% below -5, 13.5% at 2 or above" in text
 
 
@@ -45,6 +45,17 @@ def test_bars_stand_where_the_inputs_are() -> None:
     assert [line.find("█") for line in bars] == [40] * 5
     assert bars[-1][110] == "█"
     assert bars[-2][110] in "▅▆"  # a third of five rows is 1.67 rows
+
+
+def test_a_steep_slope_is_drawn_whole() -> None:
+    # 0.5 x is -2.5 at -5, so the picture is 4.5 tall: 220 from y = 50 on.
+    root = ElementTree.fromstring(as_curve_svg.render(curve(alpha=0.5), RenderOptions()))
+    _, leaky = (line.get("points", "").split() for line in root.iter(f"{SVG}polyline"))
+    drawn = as_curve.render(curve(alpha=0.5), RenderOptions(width=80)).split("\n")[2:12]
+
+    assert leaky[0] == "60.0,270.0"
+    assert leaky[140] == "400.0,184.44"  # x = -1.5, so -0.75: 50 + 220 * 2.75 / 4.5 = 184.44
+    assert drawn[-1][7] == "⣀"
 
 
 def test_an_empty_picture_is_one_too() -> None:
