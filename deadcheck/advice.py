@@ -36,10 +36,9 @@ def advise(
             "initialise that layer again, or train again with a smaller learning rate; a slope alone revives little",
         )
     if not before.dead:
-        yield Advice(
-            "nothing-dead",
-            "no unit was found dead, so the patch changes the outputs and revives nothing",
-        )
+        unsure = f"; {before.silent:,} never fired, on too few samples to call them dead" if before.silent else ""
+        revives = "" if before.silent else " and revives nothing"
+        yield Advice("nothing-dead", f"no unit was found dead{unsure}, so the patch changes the outputs{revives}")
         return
     if search is not None and search.alpha < _SMALL_SLOPE:
         yield Advice(

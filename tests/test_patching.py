@@ -57,6 +57,15 @@ def test_a_model_without_dead_units_needs_no_patch(tmp_path: Path) -> None:
     found = result(net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), tmp_path)
 
     assert advice(found) == ["nothing-dead"]
+    assert found.advice[0].message.endswith("so the patch changes the outputs and revives nothing")
+
+
+def test_units_that_may_be_dead_are_not_said_to_be_none(tmp_path: Path) -> None:
+    found = result(net(dead(nn.Linear(6, 4), slice(2)), nn.ReLU(), nn.Linear(4, 3)), tmp_path, max_samples=100)
+
+    assert found.advice[0].message == (
+        "no unit was found dead; 2 never fired, on too few samples to call them dead, so the patch changes the outputs"
+    )
 
 
 def test_a_dead_layer_is_no_case_for_a_slope(tmp_path: Path) -> None:

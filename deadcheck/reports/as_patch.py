@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deadcheck.diagnosis import Verdict
+from deadcheck.diagnosis import SiteDiagnosis, Verdict
 from deadcheck.patch_result import Drift, PatchResult, SiteEffect
 from deadcheck.plan import Kind
 from deadcheck.reports.base import RenderOptions
@@ -131,14 +131,20 @@ class _Report:
             return
         pairs = [(site.before, site.after) for site in result.sites if site.before and site.after]
         dead = sum(old.counts[Verdict.DEAD] for old, _ in pairs)
-        if not dead:
-            return
+        if dead:
+            self._print_dead(dead, pairs)
+        reasons = sorted({site.gradient_reason for site in result.sites if site.gradient_reason})
+        for number, reason in enumerate(reasons[:3]):
+            gap = "" if dead or number else "\n"
+            self._print(f"{gap}gradient not told at some sites: {reason}", "dim")
+
+    def _print_dead(self, dead: int, pairs: Sequence[tuple[SiteDiagnosis, SiteDiagnosis]]) -> None:
         now = sum(new.counts[Verdict.DEAD] for _, new in pairs)
         below = sum(new.counts[Verdict.NEGATIVE_ONLY] for _, new in pairs)
         line = f"\n{dead:,} dead units {self._to} {now:,}"
         more = f"; {below:,} units still never rise above 0, and pass on what is below" if below else ""
         self._print(line + more, "bold")
-        reach = [site.gradient for site in result.sites if site.gradient is not None]
+        reach = [site.gradient for site in self._result.sites if site.gradient is not None]
         told = [item for item in reach if item.dead_mean_after is not None]
         if told:
             before, after = (
@@ -146,9 +152,6 @@ class _Report:
                 for name in ("dead_mean_before", "dead_mean_after")
             )
             self._print(f"mean |gradient| at the incoming weights of dead units: {before:.2g} {self._to} {after:.2g}")
-        reasons = sorted({site.gradient_reason for site in result.sites if site.gradient_reason})
-        for reason in reasons[:3]:
-            self._print(f"gradient not told at some sites: {reason}", "dim")
 
     def print_drift(self) -> None:
         drift = self._result.drift
