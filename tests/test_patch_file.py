@@ -52,6 +52,14 @@ def test_it_is_readable() -> None:
     assert "replaced: 0-3, 7\n" in text
 
 
+def test_the_documents_show_one_that_is_read() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "patch.md").read_text()
+    plan = parse_plan(page.partition("```yaml\n")[2].partition("```")[0])
+
+    assert [change.site for change in plan.sites] == ["features.1", ":relu#2"]
+    assert plan.sites[1].units == Units(64, ((3, 3), (17, 20)), "u64")
+
+
 places = st.builds(
     Place,
     st.from_regex(r"[A-Za-z_<][A-Za-z0-9_<>]{0,10}", fullmatch=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import platform
@@ -19,6 +18,7 @@ from deadcheck.patch_result import Comparison, Response
 from deadcheck.plan import Kind
 from deadcheck.reports.as_patch import drift_lines, share
 from deadcheck.reports.base import RenderOptions
+from deadcheck.reports.terminal import drawn
 from deadcheck.safe_text import shown
 from deadcheck.shares import percent
 
@@ -28,24 +28,21 @@ _RISKS = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)
 
 def render_table(comparison: Comparison, options: RenderOptions) -> str:
     """Render the comparison for a person at a terminal."""
-    out = io.StringIO()
-    console = Console(
-        file=out, width=options.width, force_terminal=options.color, no_color=not options.color, highlight=False,
-        color_system="standard" if options.color else None, legacy_windows=False, emoji=False, markup=False,
-    )  # fmt: skip
-    name = shown(comparison.result.model.path or "live module", unicode=options.unicode)
-    console.print(Text("deadcheck compare  ", "bold") + Text(name, "bold cyan"), overflow="fold")
-    table = Table(box=SIMPLE_HEAD if options.unicode else ASCII2, pad_edge=False, expand=False)
-    for head in ("", "ReLU", str(comparison.result.plan.replacement)):
-        table.add_column(head, overflow="fold", style="bold" if not head else "")
-    for row in rows(comparison):
-        table.add_row(*(Text(shown(cell, unicode=options.unicode)) for cell in row))
-    console.print(table)
-    if comparison.result.drift is not None:
-        for line in drift_lines(comparison.result.drift, "→" if options.unicode else "->"):
-            console.print(Text(line))
-    text = "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
-    return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
+
+    def draw(console: Console) -> None:
+        name = shown(comparison.result.model.path or "live module", unicode=options.unicode)
+        console.print(Text("deadcheck compare  ", "bold") + Text(name, "bold cyan"), overflow="fold")
+        table = Table(box=SIMPLE_HEAD if options.unicode else ASCII2, pad_edge=False, expand=False)
+        for head in ("", "ReLU", str(comparison.result.plan.replacement)):
+            table.add_column(head, overflow="fold", style="bold" if not head else "")
+        for row in rows(comparison):
+            table.add_row(*(Text(shown(cell, unicode=options.unicode)) for cell in row))
+        console.print(table)
+        if comparison.result.drift is not None:
+            for line in drift_lines(comparison.result.drift, "→" if options.unicode else "->"):
+                console.print(Text(line))
+
+    return drawn(draw, options)
 
 
 def render_markdown(comparison: Comparison, options: RenderOptions) -> str:

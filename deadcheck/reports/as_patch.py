@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from deadcheck.diagnosis import SiteDiagnosis, Verdict
 from deadcheck.patch_result import Drift, PatchResult, SiteEffect
 from deadcheck.plan import Kind
 from deadcheck.reports.base import RenderOptions
+from deadcheck.reports.terminal import drawn
 from deadcheck.safe_text import shown
 from deadcheck.shares import percent
 
@@ -25,22 +25,7 @@ _ALIKE = 6
 
 def render(result: PatchResult, options: RenderOptions) -> str:
     """Render what a patch did as text of the given width."""
-    out = io.StringIO()
-    console = Console(
-        file=out, width=options.width, force_terminal=options.color, no_color=not options.color, highlight=False,
-        color_system="standard" if options.color else None, legacy_windows=False, emoji=False, markup=False,
-    )  # fmt: skip
-    report = _Report(console, result, options)
-    report.print_head()
-    report.print_sites()
-    report.print_search()
-    report.print_revived()
-    report.print_drift()
-    report.print_skipped()
-    report.print_advice()
-    report.print_written()
-    text = "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
-    return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
+    return drawn(lambda console: _Report(console, result, options).print_all(), options)
 
 
 class _Report:
@@ -51,6 +36,16 @@ class _Report:
         self._result = result
         self._options = options
         self._to = "→" if options.unicode else "->"
+
+    def print_all(self) -> None:
+        self.print_head()
+        self.print_sites()
+        self.print_search()
+        self.print_revived()
+        self.print_drift()
+        self.print_skipped()
+        self.print_advice()
+        self.print_written()
 
     def print_head(self) -> None:
         result = self._result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deadcheck.diagnosis import Verdict
 from deadcheck.patch_result import PatchResult, SiteEffect
-from deadcheck.reports.as_markdown import code_span
+from deadcheck.reports.as_markdown import code_span, prose
 from deadcheck.reports.as_patch import drift_lines, share
 from deadcheck.reports.base import RenderOptions
 
@@ -27,10 +27,10 @@ def render(result: PatchResult, options: RenderOptions) -> str:
     if result.skipped:
         lines += ["", "**Not changed, though it was meant to be:**", ""]
         for item in result.skipped:
-            lines.append(f"- {code_span(item.where or 'the model')} ({code_span(item.what)}): {code_span(item.reason)}")
+            lines.append(f"- {code_span(item.where or 'the model')} ({code_span(item.what)}): {prose(item.reason)}")
     if result.advice:
         lines += ["", "Before you use it:", ""]
-        lines += [f"- {code_span(item.message)}" for item in result.advice]
+        lines += [f"- {prose(item.message)}" for item in result.advice]
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +54,7 @@ def _row(site: SiteEffect) -> str:
         dead = f"{site.before.counts[Verdict.DEAD]:,} → {after}"
     if site.gradient is not None:
         gradient = f"{site.gradient.without_before:,} → {site.gradient.without_after:,}"
-    function = "as said" if site.fault is None else f"**wrong: {code_span(site.fault)}**"
+    function = "checked" if site.fault is None else f"**wrong: {code_span(site.fault)}**"
     cells = (
         code_span(site.change.site),
         code_span(site.change.activation),

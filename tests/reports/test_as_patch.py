@@ -184,7 +184,7 @@ def test_markdown_is_a_table() -> None:
     text = PATCHES["markdown"](result(), RenderOptions())
 
     assert "| layer | was | is | units | dead | no gradient | function |" in text
-    assert "| `fc.1` | `relu` | leaky_relu(0.01) | 2 of 4 | 2 → 0 | 2 → 0 | as said |" in text
+    assert "| `fc.1` | `relu` | leaky_relu(0.01) | 2 of 4 | 2 → 0 | 2 → 0 | checked |" in text
 
 
 def comparison(kind: Kind = Kind.LEAKY, alpha: float | None = 0.01) -> Comparison:
