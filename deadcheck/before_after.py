@@ -15,6 +15,8 @@ from deadcheck.ranges import Ranges, mask_of
 from deadcheck.reach import Sightings
 from deadcheck.sites import Family, SiteStats, Skipped
 
+_STILL_RUNS = "still runs: it is called where nothing can replace it, as in a TorchScript function"
+
 
 class Pairing:
     """The sites of a model and of its patched copy, by what they are apart from their activation."""
@@ -53,7 +55,13 @@ class Pairing:
             for record in records if meant and not stays else ():
                 if _is_relu(record):
                     key = record.key if change is None else change.site
-                    left.append(Skipped(record.activation.name, key, "is still a ReLU after the patch"))
+                    left.append(
+                        Skipped(
+                            record.activation.name,
+                            key,
+                            _STILL_RUNS,
+                        )
+                    )
         return left
 
 
