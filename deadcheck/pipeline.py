@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from deadcheck import data as data_module
@@ -160,6 +160,7 @@ class _Run:
         self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
         self.outputs = OutputWatch()
         self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._takes = _exported_for(model) or self._floats
         self._cast: set[str] = set()
 
     @property
@@ -175,7 +176,8 @@ class _Run:
         )
         cut = (fixed,) if self.fixed is not None else ()
         return cut + tuple(
-            f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
+            f"inputs of {name} were cast to {str(self._takes).removeprefix('torch.')}, the model's own type"
+            for name in sorted(self._cast)
         )
 
     def through(self, batches: Batches, probe: Probe, progress: Progress | None) -> None:
@@ -207,9 +209,9 @@ class _Run:
     def _placed(self, value: Any) -> Any:
         """Move tensors to the device, and floating ones to the model's own floating type."""
         if isinstance(value, Tensor):
-            if value.is_floating_point() and self._floats is not None and value.dtype != self._floats:
+            if value.is_floating_point() and self._takes is not None and value.dtype != self._takes:
                 self._cast.add(str(value.dtype).removeprefix("torch."))
-                return value.to(self.settings.device, self._floats)
+                return value.to(self.settings.device, self._takes)
             return value.to(self.settings.device)
         if isinstance(value, dict):
             return {key: self._placed(item) for key, item in value.items()}
@@ -217,6 +219,13 @@ class _Run:
             items = [self._placed(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
+
+
+def _exported_for(model: nn.Module) -> torch.dtype | None:
+    """Return the floating type that an exported program takes, which need not be that of its weights."""
+    nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
+    given = (node.meta.get("val") for node in nodes if node.op == "placeholder")
+    return next((value.dtype for value in given if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

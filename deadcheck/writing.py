@@ -35,7 +35,7 @@ def write_text(path: Path, text: str, what: str = "") -> None:
     """Write a text file as ``write_safely`` does."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(text.encode())
 
     write_safely(path, write, what)
 
@@ -48,6 +48,9 @@ def write_safely(path: Path, write: Callable[[Path], None], what: str = "") -> N
     """
     target = path.resolve()
     try:
+        if target.exists() and not target.is_file():
+            write(target)  # a device or a pipe: a file put in its place would be the end of it
+            return
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
         os.close(handle)
         temporary = Path(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deadcheck.errors import UsageError
-from deadcheck.writing import check_target, write_safely
+from deadcheck.writing import check_target, write_safely, write_text
 
 
 def content(text: str) -> object:
@@ -131,3 +131,14 @@ def test_what_must_not_be_written_is_refused_before_any_work(tmp_path: Path) -> 
         check_target(tmp_path / "other.pt", force=False, source=model)
     check_target(tmp_path / "other.pt", force=True, source=model)
     check_target(tmp_path / "fresh.pt", force=False, source=model)
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "grün\n")
+
+    assert os.read(reader, 100) == "grün\n".encode()
+    assert pipe.is_fifo()
+    os.close(reader)
