@@ -336,7 +336,7 @@ def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(model: Path
     subprocess.run(command, env=environment, check=True, capture_output=True)
     whole = time.monotonic() - started
     new = torch.load(target, weights_only=False)(x)
-    for share in (0.5, 0.8, 0.9, 0.95, 1.0):
+    for share in (0.8, 0.95):
         torch.save(net, target)
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(share * whole)

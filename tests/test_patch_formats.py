@@ -110,8 +110,10 @@ EXPORTS: tuple[Save, ...] = (exported, static)
 MODELS = (mlp, residual, transformer)
 
 
-def patched(path: Path, output: Path | None, choice: Choice | None = None, **options: object) -> PatchResult:
-    settings = replace(ScanSettings(), data=str(SAMPLES / "digits_mlp.sample.npz"))
+def patched(
+    path: Path, output: Path | None, choice: Choice | None = None, *, samples: int = 128, **options: object
+) -> PatchResult:
+    settings = replace(ScanSettings(), data=str(SAMPLES / "digits_mlp.sample.npz"), max_samples=samples)
     load = LoadOptions(trust=True, arch=options.pop("arch", None))  # type: ignore[arg-type]
     asked = PatchOptions(choice=choice or Choice(LEAKY), output=output, **options)  # type: ignore[arg-type]
     return run(path, load, replace(Config(), scan=settings), asked)
@@ -179,7 +181,7 @@ def test_single_units_of_a_program(save: Save, tmp_path: Path) -> None:
     path = tmp_path / ("net.pt2" if save is exported else "net.pt")
     save(model, path)
     output = tmp_path / f"fixed{path.suffix}"
-    result = patched(path, output, Choice(LEAKY, only_dead=True))
+    result = patched(path, output, Choice(LEAKY, only_dead=True), samples=450)
     fixed = torch.export.load(output).module() if save is exported else torch.jit.load(output)
     x = X
     for number, layer in enumerate(model):

@@ -75,7 +75,8 @@ def _site(site: SiteEffect) -> dict[str, Any]:
     change, reach = site.change, site.gradient
     return {
         "key": change.site, "activation": change.activation, "becomes": site.stand_in,
-        "fed_by": list(change.fed_by), "reached_by": "modules" if change.modules else "calls",
+        "fed_by": list(change.fed_by),
+        "reached_by": "modules" if change.modules else "calls" if change.calls else "operators",
         "modules": list(change.modules),
         "units_changed": site.units_changed,
         "changed_units": None if change.units is None else [list(pair) for pair in change.units.ranges],
