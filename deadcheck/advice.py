@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deadcheck.diagnosis import Diagnosis, Verdict
+from deadcheck.patch_plan import Kind, PatchPlan
 from deadcheck.patch_result import Advice, AlphaSearch, Drift
-from deadcheck.plan import Kind, PatchPlan
 
 _SMALL_SLOPE = 3e-3
 _MOVED = 0.01

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, diagnose
-from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.patch_plan import PatchPlan, SiteChange
 from deadcheck.ranges import Ranges, mask_of
 from deadcheck.reach import Sightings
 from deadcheck.sites import Family, SiteStats, Skipped

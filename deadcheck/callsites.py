@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from deadcheck.errors import PatchError
-from deadcheck.plan import Place
+from deadcheck.patch_plan import Place
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(__file__) + os.sep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deadcheck.plan import Kind, Replacement
+from deadcheck.patch_plan import Kind, Replacement
 
 LOW, HIGH = -5.0, 2.0
 BINS = 140

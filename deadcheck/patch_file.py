@@ -18,7 +18,7 @@ import yaml
 
 from deadcheck import __version__
 from deadcheck.errors import PatchError
-from deadcheck.plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
+from deadcheck.patch_plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
 from deadcheck.strict_yaml import FaultError, Plain
 
 VERSION = 1

@@ -18,9 +18,9 @@ from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.formats.from_torchscript import load_program
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
 from deadcheck.patch_output import check_kind, write_model
-from deadcheck.patch_result import Comparison, PatchResult, Written
+from deadcheck.patch_plan import PatchPlan
+from deadcheck.patch_result import PatchResult, SideBySide, Written
 from deadcheck.patching import Patched, compare, examine, make
-from deadcheck.plan import PatchPlan
 from deadcheck.remedies.base import Choice
 from deadcheck.rewriting.base import Subject
 from deadcheck.rewriting.in_modules import ModuleTree, copied, rewrite
@@ -157,7 +157,7 @@ def compare_file(
     choice: Choice,
     tolerance: float | None = None,
     progress: pipeline.Progress | None = None,
-) -> Comparison:
+) -> SideBySide:
     """Set ReLU beside what would stand in for it, measured on a saved model; nothing is written."""
     loaded = open_model(path, load)
     loaded.module.to(torch.device(config.scan.device))

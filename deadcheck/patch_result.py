@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis
 from deadcheck.errors import ExitCode
-from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.patch_plan import PatchPlan, SiteChange
 from deadcheck.sites import ModelIdentity, Skipped
 
 
@@ -122,7 +122,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """ReLU beside what stands in for it, as measured on one model."""
 
     result: PatchResult

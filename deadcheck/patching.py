@@ -17,8 +17,8 @@ from deadcheck.before_after import Pairing
 from deadcheck.data import Batch, halves
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis
 from deadcheck.errors import NothingMeasured, UsageError
-from deadcheck.patch_result import AlphaSearch, Comparison, Drift, GradientReach, PatchResult, SiteEffect
-from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange
+from deadcheck.patch_result import AlphaSearch, Drift, GradientReach, PatchResult, SideBySide, SiteEffect
 from deadcheck.remedies.base import Choice, Planned
 from deadcheck.remedies.slope import plan_slopes, plan_without_data, with_alpha
 from deadcheck.rewriting.base import Made
@@ -197,7 +197,7 @@ def _effect(
     )
 
 
-def compare(study: Study, patched: Patched) -> Comparison:
+def compare(study: Study, patched: Patched) -> SideBySide:
     """Return ReLU beside what stands in for it: what a patch does, the functions themselves, and their time."""
     if not study.has_data:
         raise UsageError("a comparison is measured on data; add --data FILE, or put NAME.sample.npz beside the model")
@@ -206,7 +206,7 @@ def compare(study: Study, patched: Patched) -> Comparison:
     with study.running(study.model, patched.model) as forwards:
         before, after = effect.seconds_of(forwards, batch)
     like = _like(patched.model)
-    return Comparison(
+    return SideBySide(
         result=result,
         relu=responses(torch.relu, like),
         stand_in=responses(_function(patched.plan.replacement), like),

@@ -14,7 +14,7 @@ from deadcheck.config import Config
 from deadcheck.curve import BINS, HIGH, LOW, Curve
 from deadcheck.errors import NothingMeasured
 from deadcheck.formats import LoadOptions, open_model
-from deadcheck.plan import Replacement
+from deadcheck.patch_plan import Replacement
 from deadcheck.remedies.slope import matches
 from deadcheck.sites import Family
 

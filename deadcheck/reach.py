@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deadcheck import activations
 from deadcheck.callsites import Way, way_to
 from deadcheck.layout import Flow
-from deadcheck.plan import Calls, Place
+from deadcheck.patch_plan import Calls, Place
 from deadcheck.rewriting.in_modules import unshared
 from deadcheck.roster import SiteRecord
 from deadcheck.stand_ins import ceiling_of, keeps_relu

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deadcheck.patch_plan import Kind, Replacement, SiteChange, Units
 from deadcheck.patch_result import Response
-from deadcheck.plan import Kind, Replacement, SiteChange, Units
 from deadcheck.unit_masks import UnitMask
 
 _POINTS = (-8.0, -1.5, -1.0, -0.25, -1e-3, 0.0, 1e-3, 0.25, 1.0, 1.5, 8.0)

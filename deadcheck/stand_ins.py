@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deadcheck.plan import Kind, Replacement, Units
+from deadcheck.patch_plan import Kind, Replacement, Units
 from deadcheck.unit_masks import UnitMask, prelu_slopes
 
 Function = Callable[[Tensor, bool], Tensor]

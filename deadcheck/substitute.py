@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from deadcheck.callsites import is_border, place_of, without_gradient
-from deadcheck.plan import Replacement, Units
+from deadcheck.patch_plan import Replacement, Units
 from deadcheck.relu_calls import relu_call
 from deadcheck.stand_ins import Function, stand_in
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deadcheck.errors import PatchError
 from deadcheck.layout import POSITION, SAMPLE, UNIT, Axes, Axis, has
-from deadcheck.plan import Units, layout_fault
+from deadcheck.patch_plan import Units, layout_fault
 from deadcheck.ranges import mask_of
 
 

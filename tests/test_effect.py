@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deadcheck.data import Batch
 from deadcheck.effect import Incoming, drift, gradients, incoming, seconds_of
-from deadcheck.plan import Kind, Replacement
+from deadcheck.patch_plan import Kind, Replacement
 from tests.test_patch_zoo import scanned
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deadcheck.errors import PatchError
 from deadcheck.patch_file import dump_plan, parse_plan, read_plan
-from deadcheck.plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
+from deadcheck.patch_plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
 
 PLAN = PatchPlan(
     Replacement(Kind.LEAKY, 0.01),

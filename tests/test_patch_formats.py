@@ -22,8 +22,8 @@ from deadcheck.errors import NothingMeasured, PatchError, TrustRequired, UsageEr
 from deadcheck.formats import LoadOptions
 from deadcheck.patch_file import read_plan
 from deadcheck.patch_job import PatchOptions, run
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement
 from deadcheck.patch_result import PatchResult
-from deadcheck.plan import Kind, PatchPlan, Replacement
 from deadcheck.remedies.base import Choice
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import deadcheck
 from deadcheck.errors import PatchError
 from deadcheck.patch_file import dump_plan
-from deadcheck.plan import Kind, PatchPlan, Replacement
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement
 from deadcheck.remedies.base import Choice
 from tests.patch_models import HARD, At, Everything, Hard, Helper, OneLine, SharedBlock, Twins, build, inputs
 from tests.test_patch_zoo import planned, relus

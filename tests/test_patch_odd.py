@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import deadcheck
-from deadcheck.plan import Kind, Replacement
+from deadcheck.patch_plan import Kind, Replacement
 from deadcheck.remedies.base import Choice
 from tests.test_patch_zoo import layers_in_parts, planned
 from tests.test_patching import result

@@ -15,7 +15,7 @@ from deadcheck.config import ScanSettings, Thresholds
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.formats import LoadedModel
 from deadcheck.patch_file import dump_plan, parse_plan
-from deadcheck.plan import Kind, PatchPlan, Replacement
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement
 from deadcheck.reach import Sightings
 from deadcheck.remedies.base import Choice
 from deadcheck.remedies.slope import plan_slopes

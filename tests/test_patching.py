@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from deadcheck import pipeline
 from deadcheck.config import Config, ScanSettings
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
+from deadcheck.patch_plan import Kind, Replacement
 from deadcheck.patch_result import PatchResult
 from deadcheck.patching import examine, make
-from deadcheck.plan import Kind, Replacement
 from deadcheck.remedies.base import Choice
 from deadcheck.rewriting.in_modules import ModuleTree
 from deadcheck.sites import ModelIdentity

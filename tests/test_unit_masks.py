@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deadcheck.errors import PatchError
 from deadcheck.layout import Atom, positions, samples, units
-from deadcheck.plan import Kind, Replacement, SiteChange, Units
+from deadcheck.patch_plan import Kind, Replacement, SiteChange, Units
 from deadcheck.site_check import fault_of, responses
 from deadcheck.stand_ins import CannotStandInError, StandIn, module_for, stand_in
 from deadcheck.unit_masks import layout_of

@@ -14,7 +14,7 @@ from deadcheck.commands.options import REPORT
 from deadcheck.errors import UsageError
 
 if TYPE_CHECKING:
-    from deadcheck.plan import Replacement
+    from deadcheck.patch_plan import Replacement
     from deadcheck.remedies.base import Choice
 
 CHANGE = "What changes"
@@ -135,7 +135,7 @@ def _dead_units(path: Path, model: str | None) -> tuple[dict[str, tuple[tuple[in
 
 def replacement_of(to: str, alpha: str | None) -> Replacement:
     """Return what stands in; for ``auto`` its slope is still to be found."""
-    from deadcheck.plan import Kind, Replacement
+    from deadcheck.patch_plan import Kind, Replacement
 
     if to not in _KINDS:
         raise UsageError(f"--to {to!r} is not one of {', '.join(_KINDS)}")

@@ -43,9 +43,9 @@ def compare(
     """Set ReLU beside Leaky ReLU, as measured on a model: outputs, dead units, gradients, time. Writes no model."""
     from deadcheck.commands.inputs import settings
     from deadcheck.commands.measuring import Reading
+    from deadcheck.commands.one_model import Job, one_target, places_of, publish
     from deadcheck.commands.output import look_of
-    from deadcheck.commands.studying import Job, one_target, places_of, publish
-    from deadcheck.reports.as_comparison import COMPARISONS
+    from deadcheck.reports.as_compare import COMPARISONS
 
     places = places_of(format, save_report or [], COMPARISONS)
     look = look_of(color, ascii=ascii)

@@ -81,8 +81,8 @@ def patch(
     """  # fmt: skip
     from deadcheck.commands.inputs import settings, shape_of, unit_axes
     from deadcheck.commands.measuring import Reading
+    from deadcheck.commands.one_model import Job, one_target, places_of, publish
     from deadcheck.commands.output import look_of
-    from deadcheck.commands.studying import Job, one_target, places_of, publish
     from deadcheck.reports.patches import PATCHES
 
     wish = choosing.Wish(

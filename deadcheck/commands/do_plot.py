@@ -54,8 +54,8 @@ def alpha(
     """Draw the curve from -5 to 2 above the distribution of the inputs that the model gives its ReLUs."""  # fmt: skip
     from deadcheck.commands.inputs import settings
     from deadcheck.commands.measuring import Reading
+    from deadcheck.commands.one_model import Job, one_target, places_of, publish
     from deadcheck.commands.output import look_of
-    from deadcheck.commands.studying import Job, one_target, places_of, publish
     from deadcheck.reports import as_curve, as_curve_svg
 
     if alpha == "auto":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deadcheck.plan import PatchPlan, Replacement
+from deadcheck.patch_plan import PatchPlan, Replacement
 from deadcheck.ranges import Ranges
 from deadcheck.sites import Skipped
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict
 from deadcheck.errors import NothingMeasured, PatchError
-from deadcheck.plan import PatchPlan, SiteChange, Units
+from deadcheck.patch_plan import PatchPlan, SiteChange, Units
 from deadcheck.ranges import Ranges, count
 from deadcheck.reach import Reach, Sightings, is_out_of_reach, reaches
 from deadcheck.remedies.base import Choice, Planned

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from deadcheck.diagnosis import SiteDiagnosis, Verdict
+from deadcheck.patch_plan import Kind
 from deadcheck.patch_result import Drift, PatchResult, SiteEffect
-from deadcheck.plan import Kind
 from deadcheck.reports.base import RenderOptions
 from deadcheck.reports.terminal import drawn
 from deadcheck.safe_text import shown

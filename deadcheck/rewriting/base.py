@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deadcheck.errors import PatchError
 from deadcheck.formats.base import LoadedModel
-from deadcheck.plan import PatchPlan, SiteChange
+from deadcheck.patch_plan import PatchPlan, SiteChange
 from deadcheck.sites import Skipped
 from deadcheck.substitute import Rule
 

@@ -24,7 +24,7 @@ from deadcheck.data import Batch
 from deadcheck.errors import PatchError
 from deadcheck.formats.base import LoadedModel, LoadOptions
 from deadcheck.formats.from_export import load_program
-from deadcheck.plan import Kind, PatchPlan
+from deadcheck.patch_plan import Kind, PatchPlan
 from deadcheck.rewriting.base import Made, ProgramSubject, all_or_none, rules_of, skipped_sites
 from deadcheck.sites import Family
 from deadcheck.substitute import Rule

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deadcheck.callsites import found_again
 from deadcheck.errors import PatchError
-from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.relu_calls import mentions_relu
 from deadcheck.rewriting.base import Made, Subject
 from deadcheck.rewriting.in_script import ceiling_of as script_ceiling

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deadcheck.formats.base import LoadedModel
-from deadcheck.plan import Kind, PatchPlan
+from deadcheck.patch_plan import Kind, PatchPlan
 from deadcheck.rewriting.base import Made, ProgramSubject, all_or_none, rules_of, skipped_sites
 from deadcheck.scripted import Program
 from deadcheck.substitute import Rule

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from deadcheck.curve import BINS, Curve, value_of
-from deadcheck.plan import Kind, Replacement
+from deadcheck.patch_plan import Kind, Replacement
 from deadcheck.reports import RenderOptions, as_curve, as_curve_svg
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,20 +10,20 @@ import pytest
 
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ExitCode
+from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange, Units
 from deadcheck.patch_result import (
     Advice,
     AlphaSearch,
-    Comparison,
     Drift,
     GradientReach,
     PatchResult,
     Response,
+    SideBySide,
     SiteEffect,
     Written,
 )
-from deadcheck.plan import Kind, PatchPlan, Replacement, SiteChange, Units
 from deadcheck.reports import RenderOptions
-from deadcheck.reports.as_comparison import COMPARISONS
+from deadcheck.reports.as_compare import COMPARISONS
 from deadcheck.reports.patches import PATCHES
 from deadcheck.sites import Family, ModelIdentity, Skipped
 from tests.records import measurement, site_stats
@@ -187,8 +187,8 @@ def test_markdown_is_a_table() -> None:
     assert "| `fc.1` | `relu` | leaky_relu(0.01) | 2 of 4 | 2 → 0 | 2 → 0 | checked |" in text
 
 
-def comparison(kind: Kind = Kind.LEAKY, alpha: float | None = 0.01) -> Comparison:
-    return Comparison(
+def comparison(kind: Kind = Kind.LEAKY, alpha: float | None = 0.01) -> SideBySide:
+    return SideBySide(
         result(plan=PatchPlan(Replacement(kind, alpha))),
         (Response(-1, 0, 0), Response(0, 0, 0), Response(1, 1, 1)),
         (Response(-1, -0.01, 0.01), Response(0, 0, 0.01), Response(1, 1, 1)),

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from deadcheck import __version__
 from deadcheck.diagnosis import SiteDiagnosis, Verdict
-from deadcheck.patch_result import Comparison, Response
-from deadcheck.plan import Kind
+from deadcheck.patch_plan import Kind
+from deadcheck.patch_result import Response, SideBySide
 from deadcheck.reports.as_patch import drift_lines, share
 from deadcheck.reports.base import RenderOptions
 from deadcheck.reports.terminal import drawn
@@ -26,7 +26,7 @@ Row = tuple[str, str, str]
 _RISKS = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)
 
 
-def render_table(comparison: Comparison, options: RenderOptions) -> str:
+def render_table(comparison: SideBySide, options: RenderOptions) -> str:
     """Render the comparison for a person at a terminal."""
 
     def draw(console: Console) -> None:
@@ -45,7 +45,7 @@ def render_table(comparison: Comparison, options: RenderOptions) -> str:
     return drawn(draw, options)
 
 
-def render_markdown(comparison: Comparison, options: RenderOptions) -> str:
+def render_markdown(comparison: SideBySide, options: RenderOptions) -> str:
     """Render the comparison as Markdown."""
     lines = [f"| | ReLU | {comparison.result.plan.replacement} |", "|---|---|---|"]
     lines += [f"| {name} | {old} | {new} |" for name, old, new in rows(comparison)]
@@ -54,7 +54,7 @@ def render_markdown(comparison: Comparison, options: RenderOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_json(comparison: Comparison, options: RenderOptions) -> str:
+def render_json(comparison: SideBySide, options: RenderOptions) -> str:
     """Render the comparison as JSON; the times stand in the ``run`` block, the one part that differs between runs."""
     sides = {}
     for name, responses, sites in _sides(comparison):
@@ -90,7 +90,7 @@ def render_json(comparison: Comparison, options: RenderOptions) -> str:
     return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
 
 
-COMPARISONS: dict[str, Callable[[Comparison, RenderOptions], str]] = {
+COMPARISONS: dict[str, Callable[[SideBySide, RenderOptions], str]] = {
     "table": render_table,
     "json": render_json,
     "markdown": render_markdown,
@@ -98,7 +98,7 @@ COMPARISONS: dict[str, Callable[[Comparison, RenderOptions], str]] = {
 """Name, as ``-f`` takes it -> the function that renders it."""
 
 
-def rows(comparison: Comparison) -> Iterable[Row]:
+def rows(comparison: SideBySide) -> Iterable[Row]:
     """Yield the lines of the table: what is compared, of ReLU, and of what stands in."""
     (_, relu, old), (_, stand_in, new) = _sides(comparison)
     replacement = comparison.result.plan.replacement
@@ -122,7 +122,7 @@ def rows(comparison: Comparison) -> Iterable[Row]:
         yield "outputs moved by", "-", share(comparison.result.drift.relative)
 
 
-def _sides(comparison: Comparison) -> list[tuple[str, tuple[Response, ...], list[SiteDiagnosis]]]:
+def _sides(comparison: SideBySide) -> list[tuple[str, tuple[Response, ...], list[SiteDiagnosis]]]:
     pairs = [(s.before, s.after) for s in comparison.result.sites if s.before is not None and s.after is not None]
     return [
         ("relu", comparison.relu, [old for old, _ in pairs]),
@@ -143,7 +143,7 @@ def _of(sites: list[SiteDiagnosis], verdict: Verdict) -> str:
     return f"{count:,} of {units:,} ({percent(count, units)})"
 
 
-def _without_gradient(comparison: Comparison, side: str) -> int | None:
+def _without_gradient(comparison: SideBySide, side: str) -> int | None:
     told = [site.gradient for site in comparison.result.sites if site.gradient is not None]
     if not told:
         return None
