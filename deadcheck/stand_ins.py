@@ -85,14 +85,24 @@ class StandIn(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.replacement, self.units, self.ceiling, self.inplace = replacement, units, ceiling, inplace
+        # Plain values, so that a file which holds this module names no other class of ours.
+        self.kind, self.alpha, self.ceiling, self.inplace = replacement.kind.value, replacement.alpha, ceiling, inplace
+        self.units = None if units is None else (units.count, units.ranges, units.layout, units.rank)
         self._function: Function | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Replace the chosen units, keep a ReLU for the others."""
         if self._function is None:
-            self._function = stand_in(self.replacement, ceiling=self.ceiling, units=self.units)
+            self._function = stand_in(self._replacement, ceiling=self.ceiling, units=self._units)
         return self._function(x, self.inplace)
+
+    @property
+    def _replacement(self) -> Replacement:
+        return Replacement(Kind(self.kind), self.alpha)
+
+    @property
+    def _units(self) -> Units | None:
+        return None if self.units is None else Units(*self.units)
 
     def __getstate__(self) -> dict[str, object]:
         # The function is made again from what it stands for: a closure cannot be pickled.
@@ -100,9 +110,10 @@ class StandIn(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what is replaced."""
-        which = "" if self.units is None else f", {self.units.replaced} of {self.units.count} units"
+        units = self._units
+        which = "" if units is None else f", {units.replaced} of {units.count} units"
         ceiling = "" if self.ceiling is None else f", at most {self.ceiling:g}"
-        return f"{self.replacement}{which}{ceiling}{', inplace=True' if self.inplace else ''}"
+        return f"{self._replacement}{which}{ceiling}{', inplace=True' if self.inplace else ''}"
 
 
 # Modules.

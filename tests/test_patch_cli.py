@@ -104,6 +104,24 @@ def test_the_patched_model_is_read_safely_and_scanned(model: Path, tmp_path: Pat
     assert (first["counts"]["dead"], first["counts"]["negative_only"]) == (0, 1)
 
 
+def test_what_stands_in_off_axis_1_is_one_class_to_allow(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        net[0].bias[0] = -20.0
+    torch.save(net, tmp_path / "net.pt")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(300, 5, 4)).astype(np.float32))
+    data = ("--data", tmp_path / "x.npy")
+    patched = deadcheck("patch", tmp_path / "net.pt", "--only-dead", *data, "-o", tmp_path / "fixed.pt")
+    allow = ("--allow-class", "deadcheck.stand_ins.StandIn")
+    run = deadcheck("scan", tmp_path / "fixed.pt", *data, *allow, "-f", "json")
+
+    assert "loading it takes deadcheck" in patched.stdout.replace("\n", " ")
+    assert run.returncode == 0
+    # Both halves are seen: the leak of all units, and the ReLU that is kept for the others.
+    assert [site["key"] for site in json.loads(run.stdout)["sites"]] == ["1:relu#1", "1:leaky_relu#1"]
+
+
 def test_json_tells_before_and_after(model: Path, tmp_path: Path) -> None:
     run = deadcheck("patch", model, "--alpha", "0.1", "--dry-run", "-f", "json")
     report = json.loads(run.stdout)
