@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -15,39 +14,13 @@ from typing import BinaryIO
 from deadcheck import pickles
 from deadcheck.errors import ModelFileError, TrustRequired
 
-MAX_PICKLE = 256 << 20
+MAX_PICKLE = 128 << 20
 _MAX_MEMBERS = 200_000
+_MAX_DIRECTORY = 32 << 20
+"""Bytes of a zip's table of members: each entry becomes an object of some hundred bytes."""
+
 _USUAL_FLAGS = 0x808
 """Sizes after the data, and names in UTF-8: what torch sets."""
-
-_DENIED_MODULES = frozenset(
-    ("os", "posix", "nt", "sys", "subprocess", "importlib", "runpy", "pty", "socket", "shutil", "ctypes", "pip",
-     "timeit", "webbrowser", "code", "codeop", "pdb", "bdb", "pickle", "_pickle", "multiprocessing", "asyncio",
-     "commands", "popen2", "platform", "signal", "threading", "tempfile", "urllib", "http", "ftplib", "smtplib",
-     "cProfile", "profile", "trace", "imp", "pkgutil", "zipimport", "venv", "ensurepip", "idlelib", "doctest",
-     "marshal", "linecache", "fileinput", "io", "_io", "nturl2path", "dill",
-     "cloudpickle", "joblib", "torch.hub", "torch.utils.cpp_extension", "torch.utils._config_module",
-     "torch.package", "torch.distributed.run", "torch._inductor", "torch._dynamo")
-)  # fmt: skip
-_DENIED_BUILTINS = frozenset(
-    ("eval", "exec", "getattr", "setattr", "delattr", "__import__", "compile", "open", "input", "breakpoint",
-     "globals", "locals", "vars", "apply", "execfile", "map", "filter", "memoryview")
-)  # fmt: skip
-_DENIED_NAMES = frozenset(
-    ("torch.load", "torch.jit.load", "torch.ops.load_library", "torch.classes.load_library", "torch.serialization.load",
-     "types.FunctionType", "types.CodeType", "types.MethodType", "torch.jit._serialization.load", "torch.export.load",
-     "torch._export.load", "logging.FileHandler", "logging.config.listen", "logging.config.dictConfig",
-     "operator.attrgetter", "operator.methodcaller", "_operator.attrgetter", "_operator.methodcaller",
-     "functools.reduce", "numpy.load", "numpy.testing._private.utils.runstring", "numpy.f2py.capi_maps.getinit",
-     "torch.fx.graph_module._forward_from_src", "torch.storage._load_from_bytes")
-)  # fmt: skip
-
-
-_HARMLESS = re.compile(
-    r"torch\._dynamo\.(eval_frame\.(OptimizedModule|OptimizeContext)|convert_frame\.(CatchErrorsWrapper|ConvertFrame\w*)"
-    r"|hooks\.Hooks|repro\.after_dynamo\.WrapBackendDebug)"
-)
-"""What torch.compile leaves around a model: never looked up, the model inside is read."""
 
 
 def first_bytes(path: Path) -> bytes:
@@ -75,7 +48,11 @@ def kind_of(path: Path) -> str:
 
     ModelFileError names every other kind of file that is known, and what to do with it.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        is_folder = False  # what is wrong with the path is told below
+    if is_folder:
         return _folder_kind(path)
     start = first_bytes(path)
     if start.startswith(b"PK"):
@@ -161,6 +138,11 @@ def _is_text(start: bytes) -> bool:
     return all(c.isprintable() or c in "\r\n\t" for c in text)
 
 
+def unreadable(path: Path, error: OSError) -> ModelFileError:
+    """Return what to say of a file that the system does not let us read."""
+    return ModelFileError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+
+
 @dataclass(frozen=True)
 class Member:
     """A member of a zip."""
@@ -172,6 +154,9 @@ class Member:
     size: int
     packed: bool = False
     """Whether it is compressed, as the code of a TorchScript program may be."""
+
+    inflated: int = 0
+    """Bytes that it claims to hold when it is unpacked."""
 
     @property
     def inner(self) -> str:
@@ -188,17 +173,16 @@ def check_zip(path: Path, *, packed: str | None = None) -> list[Member]:
         with path.open("rb") as file:
             return members_of(file, str(path), packed=packed)
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+        raise unreadable(path, error) from error
 
 
 def members_of(file: BinaryIO, source: str, *, packed: str | None = None) -> list[Member]:
     """Judge an open zip: stored, unique, in one folder, without odd flags, and of sizes that add up."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
+        infos = _infos(file)
         size = file.seek(0, 2)
         members = [_member(file, info) for info in infos[:_MAX_MEMBERS]]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, IndexError) as error:
+    except _ZIP_DAMAGE as error:
         raise ModelFileError(
             f"{source}: damaged, a cut-off or broken zip ({error}); save or download the model again"
         ) from error
@@ -230,6 +214,27 @@ def members_of(file: BinaryIO, source: str, *, packed: str | None = None) -> lis
     return members
 
 
+_ZIP_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, IndexError, OverflowError)
+
+
+def _infos(file: BinaryIO) -> list[zipfile.ZipInfo]:
+    """Return the entries of an open zip, whose table is not read where it could take the memory."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end is not None and end[zipfile._ECD_SIZE] > _MAX_DIRECTORY:  # type: ignore[attr-defined]
+        raise ValueError("a table of members that no model needs")
+    with zipfile.ZipFile(file) as archive:
+        return archive.infolist()
+
+
+def entries_of(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the entries of a zip that was not judged; ModelFileError where it is damaged."""
+    try:
+        with path.open("rb") as file:
+            return _infos(file)
+    except _ZIP_DAMAGE as error:
+        raise ModelFileError(f"{path}: damaged, a cut-off or broken zip ({error}); save it again") from error
+
+
 def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
     """Return a member under the name and at the place that its own header gives."""
     file.seek(info.header_offset)
@@ -238,7 +243,15 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo) -> Member:
     if signature != b"PK\x03\x04":
         raise ValueError("a member without a header")
     name = file.read(length).decode("utf-8" if flags & 0x800 else "cp437")
-    return Member(name, info.header_offset + 30 + length + extra, info.compress_size, info.compress_type != 0)
+    place = info.header_offset + 30 + length + extra
+    return Member(name, place, info.compress_size, info.compress_type != 0, info.file_size)
+
+
+def needed(members: Mapping[str, Member], name: str, source: str) -> Member:
+    """Return the member of that name; ModelFileError where there is none."""
+    if name not in members:
+        raise ModelFileError(f"{source}: a zip, but not one that torch.save writes; give what torch.save wrote")
+    return members[name]
 
 
 def read_member(path: Path, member: Member) -> bytes:
@@ -259,13 +272,7 @@ def _zip_kind(path: Path) -> str:
     """Tell which program wrote a zip; ModelFileError for one that is no PyTorch model."""
     if path.suffix == ".keras":
         raise ModelFileError(f"{path}: a Keras model; scan a PyTorch model")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ModelFileError(
-            f"{path}: damaged, a cut-off or broken zip ({error}); save or download the model again"
-        ) from error
+    names = [info.filename for info in entries_of(path)]
     inner = {name.partition("/")[2] for name in names} | {name for name in names if "/" not in name}
     if "archive_format" in inner or any(name.startswith(("models/", "serialized_")) for name in inner):
         return "pt2"
@@ -282,55 +289,20 @@ def _zip_kind(path: Path) -> str:
     return "torch"
 
 
-def refuse_denied(source: str, names: Iterable[str]) -> None:
-    """Raise TrustRequired for a name that no model needs and that attacks are made of; no flag allows it."""
-    denied = sorted(name for name in names if is_denied(name))
-    if denied:
-        raise TrustRequired(
-            f"{source}: names {denied[0]}, which no model needs and an attack would use; nothing was run; "
-            "do not load this file, and tell whoever gave it to you"
-        )
-
-
-def is_denied(name: str) -> bool:
-    """Tell whether a global is one that runs code or reaches the system, whoever asks for it."""
-    if _HARMLESS.fullmatch(name):
-        return False
-    parts = name.split(".")
-    if any(".".join(parts[:i]) in _DENIED_MODULES for i in range(1, len(parts) + 1)):
-        return True
-    root = parts[0]
-    return name in _DENIED_NAMES or (root in ("builtins", "__builtin__") and bool(set(parts[1:]) & _DENIED_BUILTINS))
-
-
-_PLAIN = re.compile(
-    r"torch\.(u?int\d+|float\d+\w*|bfloat16|complex\d+|bool|[A-Z][A-Za-z0-9]*Storage|Size|device|Tensor|per_\w+"
-    r"|q?u?int\d+x?\d*|contiguous_format|preserve_format|channels_last(_3d)?|strided|sparse_\w+)"
-    r"|torch\.storage\.(Untyped|Typed)Storage|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter"
-    r"|parameter_with_state|qtensor|sparse_tensor|sparse_csr_tensor)|torch\._tensor\._rebuild_from_type_v2"
-    r"|torch\.nn\.parameter\.(Parameter|Buffer)|torch\.serialization\._get_layout"
-    r"|collections\.(OrderedDict|defaultdict|Counter)|builtins\.(dict|set|frozenset|complex|int|float|list|tuple)"
-    r"|_codecs\.encode"
-)
-
-
-def is_plain(name: str) -> bool:
-    """Tell whether a global only makes a tensor, a container or a number."""
-    return _PLAIN.fullmatch(name) is not None
-
-
-def pickles_in(data: bytes, source: str) -> list[pickles.Pickled]:
-    """Read the pickles of a torch file, making nothing: one in a zip; up to five in a row before torch 1.6."""
+def pickles_in(data: bytes, source: str, maker: pickles.Maker | None = None) -> list[pickles.Pickled]:
+    """Read the pickles of a torch file: one in a zip; one alone, or five in a row before torch 1.6."""
     if not data.startswith(b"PK"):
-        found = [pickles.read(data, source)]
-        while found[0].root == LEGACY_MAGIC and len(found) < 5:
-            found.append(pickles.read(data, source, found[-1].stop))
+        found = [pickles.read(data, source, 0, maker)]
+        while found[0].root == LEGACY_MAGIC and len(found) < LEGACY_PICKLES:
+            found.append(pickles.read(data, source, found[-1].stop, maker))
         return found
     members = {member.inner: member for member in members_of(BytesIO(data), source)}
-    if "data.pkl" not in members:
-        raise ModelFileError(f"{source}: a zip, but not one that torch.save writes; save it again")
-    return [pickles.read(member_bytes(BytesIO(data), source, members["data.pkl"]), source)]
+    data = member_bytes(BytesIO(data), source, needed(members, "data.pkl", source))
+    return [pickles.read(data, source, 0, maker)]
 
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a torch file before torch 1.6."""
+
+LEGACY_PICKLES = 5
+"""That one, the version, the machine, what was saved, and the keys of its storages."""

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -66,6 +67,9 @@ def _common(
 def main() -> NoReturn:
     """Run the command line and exit with a code of ``ExitCode``."""
     debug = "--debug" in sys.argv
+    if not (debug or sys.warnoptions):
+        # What torch and numpy think of their own functions is nothing to the user of a file.
+        warnings.filterwarnings("ignore", module=r"(torch|numpy|deadcheck)(\.|$)")
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()

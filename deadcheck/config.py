@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -16,6 +17,7 @@ import yaml
 from deadcheck.errors import ConfigError
 from deadcheck.kinds import Kind, Rows, Section
 from deadcheck.policy import Compare, Ignore, LayerPolicy, Policy
+from deadcheck.safe_text import brief
 from deadcheck.settings import FIELDS, SETTINGS, kind_of
 from deadcheck.shares import spelled
 from deadcheck.strict_yaml import FaultError, Plain, line_of, toml_root, yaml_root
@@ -26,6 +28,7 @@ FILE_NAME = "deadcheck.yaml"
 PRESETS = ("default", "ci-strict", "ci-ratchet", "transformer")
 _PROJECT = "pyproject.toml"
 _MAX_EXTENDS = 5
+_MAX_FAULTS = 20
 _TRUST = ("trust", "allow_class", "allow_classes", "allow-class")
 
 
@@ -151,14 +154,21 @@ def find_config(start: Path) -> Path | None:
     That is a ``deadcheck.yaml``, or else a ``pyproject.toml`` with a table ``tool.deadcheck``.
     """
     for folder in (start, *start.parents):
-        if (folder / FILE_NAME).is_file():
+        # A folder above may be closed to this user: os.path says no there, where Path raises.
+        if os.path.isfile(folder / FILE_NAME):
             return folder / FILE_NAME
-        project = folder / _PROJECT
-        if project.is_file() and "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace"):
-            return project
-        if (folder / ".git").exists():
+        if os.path.isfile(folder / _PROJECT) and _names_us(folder / _PROJECT):
+            return folder / _PROJECT
+        if os.path.exists(folder / ".git"):
             return None
     return None
+
+
+def _names_us(project: Path) -> bool:
+    try:
+        return "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{project}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 @dataclass(frozen=True)
@@ -260,7 +270,7 @@ def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, st
     if depth == _MAX_EXTENDS:
         raise ConfigError(f"{path}: extends goes round or too deep; name a preset or one file of your own")
     file = preset_file(base) if base in PRESETS else Path(base)
-    if not file.is_file():
+    if not os.path.isfile(file):
         near = difflib.get_close_matches(Path(base).name, PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are the presets {', '.join(PRESETS)}"
         raise ConfigError(f"{path}: extends: no such preset or file {base!r}; {hint}")
@@ -301,14 +311,17 @@ class _Reader:
         met: set[str] = set()
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            if len(self.faults) >= _MAX_FAULTS:
+                self._fault(key, "there may be more faults; correct these first")
+                return
             if name in met:
                 self._fault(key, f"{prefix}{name} stands twice; keep one")
             elif name in _TRUST:
                 self._fault(key, f"{name}: trust is given on the command line only")
             elif name not in names:
-                near = difflib.get_close_matches(name, names, 1)
+                near = difflib.get_close_matches(name[:100], names, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-                self._fault(key, f"unknown key {prefix}{name}; {hint}")
+                self._fault(key, f"unknown key {prefix}{brief(name)}; {hint}")
             else:
                 yield name, value
             met.add(name)

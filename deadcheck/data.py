@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import zipfile
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,24 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
-from deadcheck import torch_file
+from deadcheck.data_files import read_data, sha256_of
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import DataError, ModelFileError, UsageError
-from deadcheck.pickles import Global, Inert
+from deadcheck.errors import DataError, UsageError, first_line
 
 UNSIZED_LIMIT = 10_000
 """Samples taken from data that does not say how long it is."""
 
 _SYNTHETIC_SAMPLES = 256
-_MAX_INFLATED = 4 << 30
-_MAX_RATIO = 100
 _FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
 _LABEL_NAMES = ("y", "label", "labels", "target", "targets")
-_SUFFIXES = (".sample.npz", ".sample.pt", ".sample.safetensors", ".sample.npy")
 
 
 @dataclass(frozen=True)
@@ -98,10 +92,9 @@ class Batches:
                 AttributeError,
                 ArithmeticError,
             ) as error:
-                reason = str(error).splitlines()[0] if str(error) else ""
                 raise DataError(
-                    f"{self.source} raised {type(error).__name__} at batch {number} ({reason}), after {done} samples; "
-                    "correct the loader"
+                    f"{self.source} raised {type(error).__name__} at batch {number} ({first_line(error)}), "
+                    f"after {done} samples; correct the loader"
                 ) from error
             batch = self.unpacker.batch(item, self.warnings)
             if self.limit is not None and done + batch.samples > self.limit:
@@ -121,12 +114,6 @@ class Batches:
             self.warnings.append(
                 f"the data does not say how long it is; stopped after {done} samples (see --max-samples)"
             )
-
-
-def sample_beside(model_path: Path) -> Path | None:
-    """Return the sample that lies beside a model (``NAME.sample.npz|pt|safetensors|npy``), or None."""
-    stem = model_path.name if model_path.is_dir() else model_path.stem
-    return next((p for suffix in _SUFFIXES if (p := model_path.with_name(stem + suffix)).is_file()), None)
 
 
 class _Ready:
@@ -158,7 +145,7 @@ def open_data(source: object, options: DataOptions, *, forward: Callable[..., An
         if _is_entry(str(source)):
             return _opened(_called(resolve(str(source)), str(source)), str(source), options, unpacker)
         path = Path(source)
-        return _opened(_read(path), str(source), options, unpacker, sha256=_sha256(path))
+        return _opened(read_data(path), str(source), options, unpacker, sha256=sha256_of(path))
     name = type(source).__name__
     return _opened(_called(source, name), name, options, unpacker)
 
@@ -166,7 +153,7 @@ def open_data(source: object, options: DataOptions, *, forward: Callable[..., An
 def _is_entry(text: str) -> bool:
     """Tell ``package.module:name`` from a path; a path that exists wins."""
     before, colon, name = text.rpartition(":")
-    return bool(colon and before) and name.replace(".", "").isidentifier() and not Path(text).exists()
+    return bool(colon and before) and name.replace(".", "").isidentifier() and not os.path.exists(text)
 
 
 def _called(value: Any, source: str) -> Any:
@@ -177,8 +164,8 @@ def _called(value: Any, source: str) -> Any:
         return value()
     except Exception as error:  # the user's own function may raise anything
         raise DataError(
-            f"{source} raised {type(error).__name__} when called without arguments ({_line(error)}); give a function "
-            "that needs none and returns a loader, or the loader itself"
+            f"{source} raised {type(error).__name__} when called without arguments ({first_line(error)[:200]}); "
+            "give a function that needs none and returns a loader, or the loader itself"
         ) from error
 
 
@@ -375,8 +362,7 @@ class Unpacker:
         args, kwargs, left = self._split(item)
         if (
             left
-            and (note := f"{', '.join(left)} of the data did not go to the model (--unpack changes that)")
-            not in self._said
+            and (note := f"{_few(left)} of the data did not go to the model (--unpack changes that)") not in self._said
         ):
             self._said.add(note)
             warnings.append(note)
@@ -417,6 +403,10 @@ class Unpacker:
         return (item[first],), {}, [name for name in item if name != first]
 
 
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _labels(item: Any, left: list[str], samples: int) -> Tensor | None:
     """Return the labels among what does not go to the model: by their name, or the first entry after the inputs."""
     if isinstance(item, Mapping):
@@ -455,6 +445,8 @@ def _by_position(forward: Callable[..., Any] | None) -> tuple[str, ...]:
 def _as_tensors(value: Any) -> Any:
     """Turn arrays into tensors and detach; strings and other things pass."""
     if isinstance(value, Tensor):
+        if str(value.dtype) not in _NUMBERS:
+            raise DataError(f"a tensor of {value.dtype} cannot go to a model; give numbers of a usual type")
         return value.detach()
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biufc":
@@ -471,6 +463,13 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_as_tensors, value))
     return value
+
+
+_NUMBERS = frozenset(
+    f"torch.{name}"
+    for name in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool", "uint8", "uint16",
+                 "uint32", "uint64", "int8", "int16", "int32", "int64")
+)  # fmt: skip
 
 
 def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, str | None]:
@@ -503,152 +502,3 @@ def _random(options: DataOptions, unpacker: Unpacker) -> Batches:
 
     note = "the inputs are random numbers: they show nothing about which units are dead on real data"
     return Batches("random", batches(), unpacker, total, total, None, True, [note])
-
-
-# Files.
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> Any:
-    """Read a data file; its kind is told by its first bytes, then by its suffix."""
-    start = _first_bytes(path)
-    readers: dict[str, Callable[[Path], Any]] = {
-        "npy": _read_npy, "npz": _read_npz, "pt": _read_pt, "safetensors": _read_safetensors,
-    }  # fmt: skip
-    kind = _kind(path, start)
-    if kind is None:
-        known = "it looks like text" if start.isascii() and b"\0" not in start else "its kind is not known"
-        raise DataError(f"{path}: not data that can be read ({known}); give .npz, .npy, .pt or .safetensors")
-    return readers[kind](path)
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise DataError(f"{path}: is a folder; give a file, or file.py:name for a loader")
-        if not path.exists():
-            raise DataError(f"{path}: no such file; check the path, or give module:name for a loader")
-        if not path.is_file():
-            raise DataError(f"{path}: not a regular file; give a file")
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not start:
-        raise DataError(f"{path}: the file is empty; save the data again")
-    if start.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: a Git LFS pointer, not the data; run 'git lfs pull'")
-    return start
-
-
-def _kind(path: Path, start: bytes) -> str | None:
-    if start.startswith(b"\x93NUMPY"):
-        return "npy"
-    if start.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return {".npz": "npz"}.get(path.suffix, "pt")
-        is_npz = all(name.endswith(".npy") for name in names) if names else path.suffix == ".npz"
-        return "npz" if is_npz else "pt"
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return "safetensors"
-    return "pt" if start[:1] == b"\x80" or (path.suffix in (".pt", ".pth") and b"\0" in start) else None
-
-
-def _numpy(load: Callable[[], Any], path: Path) -> Any:
-    try:
-        return load()
-    except ValueError as error:
-        if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
-            raise DataError(
-                f"{path}: holds Python objects, which need pickle and could run code; save it with a numeric dtype"
-            ) from error
-        raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
-    except (OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError, NotImplementedError, OverflowError) as error:
-        raise DataError(f"{path}: damaged or cut short ({_line(error)}); save the data again") from error
-    except (SyntaxError, TypeError, RuntimeError) as error:  # a header that is no literal, or a wrong checksum
-        raise DataError(f"{path}: damaged ({_line(error)}); save the data again") from error
-
-
-def _line(error: BaseException) -> str:
-    """Return the first sentence of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0][:200]
-
-
-def _read_npy(path: Path) -> Any:
-    # Mapped, so that a header claiming more than the file holds fails before anything is allocated.
-    return _numpy(lambda: np.load(path, mmap_mode="r", allow_pickle=False), path)
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    def load() -> dict[str, Any]:
-        with zipfile.ZipFile(path) as archive:
-            inflated = sum(info.file_size for info in archive.infolist())
-            if not archive.namelist():
-                raise DataError(f"{path}: holds no arrays; save the inputs under their names")
-        packed = max(path.stat().st_size, 1)
-        if inflated > _MAX_INFLATED or (inflated > 256 << 20 and inflated > _MAX_RATIO * packed):
-            raise DataError(
-                f"{path}: {packed} bytes that would inflate to {inflated}, as a zip bomb does; save it as .npy instead"
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-
-    return _numpy(load, path)  # type: ignore[no-any-return]
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: damaged safetensors ({_line(error)}); save the data again") from error
-
-
-def _read_pt(path: Path) -> Any:
-    try:
-        data = torch_file.load(path).root
-    except ModelFileError as error:
-        raise DataError(str(error)) from error
-    strange = _first_inert(data)
-    if strange is not None:
-        raise DataError(
-            f"{path}: needs {strange}, which could run code, so it was not read; save tensors, dicts and lists alone"
-        )
-    if isinstance(data, Tensor) and data.layout is not torch.strided:
-        raise DataError(f"{path}: holds a sparse tensor; save it dense (tensor.to_dense())")
-    if isinstance(data, list) and len(data) == 2 and all(isinstance(item, Tensor) for item in data):
-        data = tuple(data) if data[0].dim() and data[0].shape == data[1].shape else data  # inputs and targets
-    if not isinstance(data, (Tensor, Mapping, tuple, list)):
-        raise DataError(f"{path}: holds a {type(data).__name__}, not data; save a tensor, or a dict or tuple of them")
-    if isinstance(data, Mapping) and not _holds_arrays(data):
-        raise DataError(f"{path}: the dict holds no tensors; save the inputs under their names")
-    return data
-
-
-def _first_inert(data: Any) -> str | None:
-    """Return the name of an object in the data that was not built, if there is one."""
-    queue, met = [data], {id(data)}
-    while queue:
-        value = queue.pop()
-        if isinstance(value, (Inert, Global)):
-            return value.name
-        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
-        for item in items:
-            if id(item) not in met:
-                met.add(id(item))
-                queue.append(item)
-    return None

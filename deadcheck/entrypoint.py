@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deadcheck.errors import ArchitectureError, DeadcheckError, UsageError
+from deadcheck.errors import ArchitectureError, DeadcheckError, UsageError, first_line
 
 
 def resolve(target: str) -> Any:
@@ -54,13 +54,13 @@ def build(target: str, arguments: Mapping[str, object]) -> Any:
         given = ", ".join(arguments) or "no arguments"
         where = _line_of(error)
         raise ArchitectureError(
-            f"{target!r} called with {given} raised {type(error).__name__}: {_first(error)}{where}; "
+            f"{target!r} called with {given} raised {type(error).__name__}: {first_line(error)}{where}; "
             "give what it needs with --arch-arg name=value"
         ) from error
 
 
 def _from_file(path: Path, target: str) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path raises where a folder may not be entered
         raise UsageError(f"{target!r}: no such file {str(path)!r}; check the path (it is taken from {os.getcwd()!r})")
     resolved = path.resolve()
     # A name of its own for each file, so that two files called model.py do not stand for one another.
@@ -108,11 +108,7 @@ def _import_failure(error: BaseException, target: str) -> BaseException:
             f"{target!r}: no module named {error.name!r} from {os.getcwd()!r} and PYTHONPATH; run from your project's "
             "folder, or set PYTHONPATH"
         )
-    return UsageError(f"{target!r}: importing it raised {type(error).__name__}: {_first(error)}{_line_of(error)}")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return UsageError(f"{target!r}: importing it raised {type(error).__name__}: {first_line(error)}{_line_of(error)}")
 
 
 def _line_of(error: BaseException) -> str:

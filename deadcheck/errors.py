@@ -76,7 +76,11 @@ class TrustRequired(DeadcheckError):
     exit_code = ExitCode.REFUSED
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def internal_error(error: Exception) -> str:
     """Say that a fault is ours; what is not a DeadcheckError was not foreseen."""
-    reason = str(error).splitlines()[0] if str(error) else ""
-    return f"internal error ({type(error).__name__}: {reason}); run again with --debug and report it"
+    return f"internal error ({type(error).__name__}: {first_line(error)[:500]}); run again with --debug and report it"

@@ -57,15 +57,17 @@ class Rows:
 def _number(value: Any) -> float:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         raise FaultError(f"{value!r} is a string in YAML 1.1; write a dot and a sign, as 1.0e-3")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return float(value)
+    if not isinstance(value, float) or not math.isfinite(value):
         raise FaultError(f"{value!r} is not a number")
-    return float(value)
+    return value
 
 
 def _share(value: Any) -> float:
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
         value = float(value.rstrip("% ")) / 100
-    elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
+    elif isinstance(value, int) and not isinstance(value, bool) and 1 < value <= 100:
         raise FaultError(f"{value} could mean {value}% or {value} times; write {value}% or {value / 100}")
     number = _number(value)
     if not 0 <= number <= 1:
@@ -86,7 +88,7 @@ def _limit(value: Any) -> Fraction | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise FaultError(f"{value!r} is not a share; write it as 5%, 0.05 or off")
-    if isinstance(value, int) and value > 0:
+    if isinstance(value, int) and 0 < value <= 100:
         raise FaultError(f"{value} could mean {value}% or {value} times; write {value}% or {value / 100:g}")
     try:
         return share(str(value))
@@ -102,7 +104,7 @@ def _shares(value: Any) -> tuple[float, ...]:
 
 def _whole(least: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
             raise FaultError(f"{value!r} is not a whole number of at least {least}")
         return value
 
@@ -153,7 +155,7 @@ def _arguments(value: Any) -> dict[str, object]:
 def _level(value: Any) -> Level:
     # YAML 1.1 reads a bare off as false.
     name = "off" if value is False else value
-    if name not in {level.value for level in Level}:
+    if name not in [level.value for level in Level]:
         raise FaultError(f"{value!r} is not one of error, warn, off")
     return Level(name)
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from deadcheck import pipeline
 from deadcheck.config import Config
-from deadcheck.data import sample_beside
 from deadcheck.errors import PatchError, UsageError
 from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.formats.from_torchscript import load_program
@@ -25,6 +24,7 @@ from deadcheck.remedies.base import Choice
 from deadcheck.rewriting.base import Subject
 from deadcheck.rewriting.in_modules import ModuleTree, copied, rewrite
 from deadcheck.rewriting.in_script import Scripted, patched_script
+from deadcheck.sample import sample_beside
 from deadcheck.study import Study
 from deadcheck.writing import check_target, write_text
 

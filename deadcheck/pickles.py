@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
 from deadcheck.errors import ModelFileError, TrustRequired
 
-MAX_OPCODES = 5_000_000
-"""A state dict of 200,000 tensors takes less; at this many the reader has run for some seconds."""
+MAX_STEPS = 3_000_000
+"""Opcodes, and items copied, with what takes most memory counted several times; a state dict of 60,000 tensors takes
+less. At this many the reader has run for some seconds and holds some hundred MiB."""
+
+_HEAVY = dict.fromkeys(("EMPTY_SET", "FROZENSET", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"), 6)
+"""Opcodes that take much more memory than one byte in the file, and what they count."""
 
 _MAX_KEY_COST = 1000
-"""Parts of a tuple that is used as a key, shared ones counted each time: hashing walks them all."""
+"""Parts of a tuple that is used as a key, shared ones counted each time: hashing and comparing walk them all."""
+
+_MAX_ODD_KEYS = 5000
+"""Keys that are no text and no number: a file can choose tuples that all fall into one place of the table."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Global:
     """A class or function that a pickle names, not looked up."""
 
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """An object that a pickle would make, not made: what it would call, with what, and what it would put into it."""
 
@@ -40,7 +47,7 @@ class Inert:
     """Items that would be set on it: keys and values in turn, or values."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stored:
     """Something that the pickle keeps outside itself, a tensor's storage most of all."""
 
@@ -65,12 +72,6 @@ class Pickled:
     storages: tuple[Stored, ...]
     stop: int
     """Where the pickle ends."""
-
-
-def ordered(args: Any) -> OrderedDict[Any, Any]:
-    """Return the dict that calling a kind of dict with these arguments makes."""
-    items = args[-1] if isinstance(args, tuple) and args else ()
-    return OrderedDict(items if isinstance(items, (dict, list)) else ())
 
 
 class Maker:
@@ -129,15 +130,16 @@ class _Reader:
         self.calls: set[str] = set()
         self.storages: list[Stored] = []
         self.costs: dict[int, int] = {}
-        self.tuples: list[Any] = []
+        self.costly: list[Any] = []
+        self.steps = 0
+        self.odd_keys = 0
 
     def run(self, data: bytes, start: int) -> Pickled:
         stream = BytesIO(data)
         stream.seek(start)
         ended = False
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count == MAX_OPCODES:
-                raise self._refusal(f"takes more than {MAX_OPCODES:,} steps, which no model needs")
+        for opcode, argument, _ in pickletools.genops(stream):
+            self.count(_HEAVY.get(opcode.name, 1))
             ended = opcode.name == "STOP"
             if ended:
                 break
@@ -150,6 +152,14 @@ class _Reader:
         root = self._pop()
         names = set(self.names) - ({_GETATTR} if _GETATTR not in self.calls else set())
         return Pickled(root, frozenset(names), frozenset(self.calls), tuple(self.storages), stream.tell())
+
+    def count(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise ModelFileError(
+                f"{self.source}: its pickle takes more than {MAX_STEPS:,} steps, so it was not read; "
+                "save the weights alone, as safetensors where they are very many"
+            )
 
     def _refusal(self, what: str) -> TrustRequired:
         return TrustRequired(f"{self.source}: its pickle {what}; nothing was run; do not load this file")
@@ -212,7 +222,7 @@ class _Reader:
 
     def new_with_keywords(self, _: Any) -> None:
         keywords, args, function = self._pop(), self._pop(), self._pop()
-        self.call(function, (*args, keywords) if keywords else args)
+        self.call(function, (args, keywords) if keywords else args)
 
     def call(self, function: Any, args: Any) -> None:
         name = self.spelled.get(id(function))
@@ -222,7 +232,32 @@ class _Reader:
             self.stack.append(Inert(name, args))
             return
         self.calls.add(name)
-        self.stack.append(self.maker.called(name, args))
+        self.count(len(args) if isinstance(args, tuple) else 0)
+        if name in _CONTAINERS:
+            self.stack.append(self.contained(_CONTAINERS[name], args))
+        else:
+            self.stack.append(self.maker.called(name, args))
+
+    def contained(self, make: Callable[[Any], Any], args: Any) -> Any:
+        """Return the container that a call makes of another one."""
+        items = args[-1] if isinstance(args, tuple) and args else ()
+        if not isinstance(items, (dict, list, tuple, set, frozenset)):
+            items = ()
+        self.count(len(items))
+        if make in (set, frozenset):
+            self.check_keys(items)
+        elif not isinstance(items, dict):
+            items = [(key, value) for key, value in items]
+            self.check_keys([key for key, _ in items])
+        return self.costed(make(items), items)
+
+    def costed(self, made: Any, items: Collection[Any]) -> Any:
+        """Note what hashing an immutable container costs."""
+        if isinstance(made, (tuple, frozenset)) and items:
+            # Bounded, since the sum would double at each of a million levels.
+            self.costs[id(made)] = min(1 + sum(self.costs.get(id(item), 1) for item in items), _MAX_KEY_COST + 1)
+            self.costly.append(made)  # kept, so that no other object takes its id
+        return made
 
     def build(self, _: Any) -> None:
         state, target = self._pop(), self._top()
@@ -241,11 +276,14 @@ class _Reader:
             self.stack.append(identity[1])
             return
         _, kind, key, _, elements = identity[:5]
-        view = identity[5] if len(identity) > 5 else None
+        view = None if len(identity) < 6 or identity[5] is None else tuple(identity[5][1:3])
         name = self.spelled.get(id(kind))
-        if identity[0] != "storage" or name is None or type(elements) is not int or elements < 0:
+        numbers = (elements, *(view or ()))
+        if identity[0] != "storage" or name is None or type(key) is not str:
             raise ValueError("not a storage")
-        stored = Stored(name, str(key), elements, None if view is None else (int(view[1]), int(view[2])))
+        if not all(type(number) is int and 0 <= number < 1 << 60 for number in numbers) or len(numbers) == 2:
+            raise ValueError("not a size of a storage")
+        stored = Stored(name, key, elements, view)
         self.storages.append(stored)
         self.stack.append(self.maker.stored(stored))
 
@@ -304,17 +342,26 @@ class _Reader:
         if make in (dict, set, frozenset):
             self.check_keys(items[::2] if make is dict else items)
         made = make(zip(items[::2], items[1::2], strict=True) if make is dict else items)
-        if make is tuple and items:
-            self.costs[id(made)] = 1 + sum(self.costs.get(id(item), 1) for item in items)
-            self.tuples.append(made)  # kept, so that no other object takes its id
-        self.stack.append(made)
+        self.stack.append(self.costed(made, items))
 
-    def check_keys(self, keys: list[Any]) -> None:
+    def check_keys(self, keys: Iterable[Any]) -> None:
         """Refuse keys whose hashing would never end, or that all fall into one place of the table."""
         for key in keys:
-            cheap = type(key) is not tuple or self.costs.get(id(key), 1) <= _MAX_KEY_COST
+            self.odd_keys += type(key) not in _PLAIN_KEYS
+            cheap = self.costs.get(id(key), 1) <= _MAX_KEY_COST and self.odd_keys <= _MAX_ODD_KEYS
             if not cheap or type(key) is complex or (type(key) is int and abs(key) >= 1 << 60):
                 raise self._refusal("uses keys that no model uses, and that take for ever to look up")
+
+
+_PLAIN_KEYS = frozenset((str, int, float, bool, bytes, type(None), Global, Inert))
+
+_CONTAINERS: dict[str, Callable[[Any], Any]] = {
+    "collections.OrderedDict": OrderedDict,
+    **dict.fromkeys(("collections.defaultdict", "collections.Counter", "builtins.dict"), dict),
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+}
+"""Kinds of containers whose making runs nothing of anybody's."""
 
 
 def _collects(make: Callable[[Any], Any], count: int | None) -> Callable[[_Reader, Any], None]:

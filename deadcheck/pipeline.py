@@ -20,10 +20,11 @@ from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batch, Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError
+from deadcheck.errors import DeadcheckError, ForwardError, NothingMeasured, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe, Watch
+from deadcheck.sample import sample_beside
 from deadcheck.sites import DataIdentity, Environment, Measurement, SiteStats, Skipped
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def scan(
         settings = replace(settings, device=device or str(_device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
-        loaded.module.to(_device(settings.device))
+        _put(loaded.module, settings.device)
     batches = open_data(data, settings, loaded)
     return diagnose(measure(loaded, batches, settings), thresholds or Thresholds())
 
@@ -84,7 +85,7 @@ def scan(
 def scan_file(path: Path, load: LoadOptions, config: Config, progress: Progress | None = None) -> Diagnosis:
     """Scan a saved model as the command line does."""
     loaded = open_model(path, load)
-    loaded.module.to(_device(config.scan.device))
+    _put(loaded.module, config.scan.device)
     batches = open_data(config.scan.data, config.scan, loaded)
     return diagnose(measure(loaded, batches, config.scan, progress), config.thresholds)
 
@@ -93,7 +94,7 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
     """Open the data that was named, or the sample beside the model."""
     if source is None:
         path = loaded.identity.path
-        source = data_module.sample_beside(Path(path)) if path else None
+        source = sample_beside(Path(path)) if path else None
         if source is None and loaded.example is not None and path is not None:
             return data_module.example_in(path, loaded.example)
         if source is None:
@@ -289,12 +290,23 @@ def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
     return entry  # type: ignore[no-any-return]
 
 
+def _put(module: nn.Module, device: str) -> None:
+    place = _device(device)
+    try:
+        module.to(place)
+    except Exception as error:  # runs code of the model's classes, on a state that a file may have made; or no room
+        raise ForwardError(
+            f"the model cannot be put on {device!r} ({type(error).__name__}: {first_line(error)}); "
+            "save the model again, or choose another --device"
+        ) from error
+
+
 def _device(name: str) -> torch.device:
     try:
         torch.zeros(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} cannot be used here: {first_line(error)}") from error
 
 
 def _device_of(module: nn.Module) -> torch.device:
@@ -332,7 +344,7 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
     """Say where a forward pass failed, on what input, and what that place expected."""
     path, module = probe.failure
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     expected = next(
         (
             f"; {name}={getattr(module, name)} is what that layer expects"

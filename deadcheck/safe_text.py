@@ -33,6 +33,11 @@ def shortened(text: str, most: int) -> str:
     return text[: keep - keep // 2] + "…" + text[len(text) - keep // 2 :]
 
 
+def brief(text: str, most: int = 120) -> str:
+    """Return a text of a file as a sentence holds it: on one line, and cut."""
+    return shown(shortened(text, most))
+
+
 def plain(text: str) -> str:
     """Return lines of text that cannot steer a terminal."""
     return "\n".join(shown(line) for line in text.split("\n"))

@@ -6,14 +6,18 @@ import re
 from fractions import Fraction
 
 from deadcheck.errors import UsageError
+from deadcheck.safe_text import brief
+
+_LONGEST = 40
+"""Characters of a share; Python takes no number of thousands of digits."""
 
 
 def share(text: str) -> Fraction:
     """Read ``5%`` or ``0.05`` exactly; UsageError says how to write it."""
-    if re.fullmatch(r"[1-9][0-9]*", text):
+    if re.fullmatch(r"[1-9][0-9]?|100", text):
         raise UsageError(f"{text} could mean {text}% or {text} times; write {text}% or {int(text) / 100:g}")
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]{1,2})?|[0-9]+(\.[0-9]+)? *%", text):
-        raise UsageError(f"{text!r} is not a share; write it as 5% or 0.05")
+    if len(text) > _LONGEST or not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]{1,2})?|[0-9]+(\.[0-9]+)? *%", text):
+        raise UsageError(f"{brief(text)!r} is not a share; write it as 5% or 0.05")
     number = Fraction(text.rstrip("% ")) / (100 if text.endswith("%") else 1)
     if number > 1:
         raise UsageError(f"{text!r} is not a share; write it as 5% or 0.05")

@@ -10,14 +10,16 @@ from typing import Any
 import yaml
 
 from deadcheck.errors import ConfigError
+from deadcheck.safe_text import brief
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 256 << 10
 _MAX_DEPTH = 20
+_MAX_LETTERS = 4096
 _SCALARS = ("str", "int", "float", "bool", "null")
 
 
@@ -31,7 +33,7 @@ def read_text(path: Path) -> str:
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file; check the path given with --config")
         if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB, which no configuration is; check the path")
+            raise ConfigError(f"{path}: larger than 256 KiB, which no configuration is; check the path")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); check the file") from error
@@ -46,7 +48,7 @@ def yaml_root(path: Path) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         raise ConfigError(
-            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}; correct the line"
+            f"{path}:{line}: not valid YAML: {brief(str(getattr(error, 'problem', error)))}; correct the line"
         ) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
@@ -57,8 +59,10 @@ def toml_root(path: Path) -> yaml.Node | None:
     try:
         table = tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
         return None if table is None else yaml.SafeDumper(io.StringIO()).represent_data(table)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}; correct the file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
+    except (ValueError, yaml.YAMLError, AttributeError) as error:  # a number may be too long for Python
+        raise ConfigError(f"{path}: not valid TOML: {brief(str(error))}; correct the file") from error
 
 
 def line_of(node: yaml.Node) -> int | None:
@@ -81,16 +85,20 @@ class Plain:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.of(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            keys = [key.value for key, _ in node.value]
-            if len(set(map(str, keys))) != len(keys):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(keys) != len(node.value):
+                raise FaultError("a key is not text")
+            if len(set(keys)) != len(keys):
                 raise FaultError("a key stands twice; keep one")
-            return {str(key.value): self.of(value, depth + 1) for key, value in node.value}
+            return {key.value: self.of(value, depth + 1) for key, value in node.value}
         if not isinstance(node, yaml.ScalarNode) or node.tag.rpartition(":")[2] not in _SCALARS:
             raise FaultError(f"the tag {node.tag} is not allowed; write a plain value")
+        if len(node.value) > _MAX_LETTERS:  # a number to base 60 of this length takes minutes
+            raise FaultError(f"{brief(node.value, 20)!r} is longer than {_MAX_LETTERS} letters, so it was not read")
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
-            raise FaultError(f"{node.value!r} cannot be read ({error})") from error
+            raise FaultError(f"{brief(node.value)!r} cannot be read ({error})") from error
 
     def met(self, node: yaml.Node) -> None:
         """Remember a node; FaultError when it stands at two places."""

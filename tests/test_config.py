@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -27,8 +29,9 @@ from deadcheck.config import (
     preset_file,
 )
 from deadcheck.errors import ConfigError
+from deadcheck.kinds import Kind, Rows, Section
 from deadcheck.policy import Compare, Ignore, LayerPolicy, Level, Policy
-from deadcheck.settings import json_schema
+from deadcheck.settings import SETTINGS, json_schema
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "default.yaml"
 
@@ -173,6 +176,22 @@ def test_the_nearest_file_upward_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
     (tmp_path / "a" / "deadcheck.yaml").write_text("scan: {seed: 2}")
     assert load_config().scan.seed == 2
+
+
+def test_a_folder_that_is_closed_to_the_user_holds_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadcheck.yaml").touch()
+    stat = os.stat
+
+    def closed(path: Any, **more: Any) -> os.stat_result:  # to root no folder is
+        if Path(path).parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", closed)
+
+    assert find_config(tmp_path) is None
 
 
 def test_the_search_ends_at_the_repository(tmp_path: Path) -> None:
@@ -369,8 +388,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize(("size", "is_read"), [(1 << 20, True), ((1 << 20) + 1, False), (2 << 20, False)])
-def test_a_file_larger_than_one_mebibyte(tmp_path: Path, size: int, is_read: bool) -> None:
+@pytest.mark.parametrize(("size", "is_read"), [(256 << 10, True), ((256 << 10) + 1, False), (2 << 20, False)])
+def test_a_file_larger_than_256_kib(tmp_path: Path, size: int, is_read: bool) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * size)
 
@@ -379,7 +398,7 @@ def test_a_file_larger_than_one_mebibyte(tmp_path: Path, size: int, is_read: boo
     else:
         with pytest.raises(ConfigError) as caught:
             load_config(path)
-        assert str(caught.value) == f"{path}: larger than 1 MiB, which no configuration is; check the path"
+        assert str(caught.value) == f"{path}: larger than 256 KiB, which no configuration is; check the path"
 
 
 @pytest.mark.parametrize("content", [b"scan: {data: \xff}", "scan: {seed: 1}".encode("utf-16"), b"\x80\x02}q\x00."])
@@ -680,3 +699,26 @@ def test_arbitrary_punctuation_is_read_or_refused(tmp_path: Path, text: str) -> 
 @given(data=VALUES | st.fixed_dictionaries({}, optional=SECTIONS))
 def test_arbitrary_data_is_read_or_refused(tmp_path: Path, data: object) -> None:
     loads_or_says_why(tmp_path, yaml.safe_dump(data, allow_unicode=True).encode("utf-8"))
+
+
+ODD = (
+    None, True, [], {}, [[]], [{}], {"a": {}}, {"DC003": {}}, {"DC003": []}, {"a": 1 << 2000}, "", "5", "x" * 400,
+    "9" * 5000, "0." + "1" * 5000 + "%", -1, 5, 0.5, 1 << 2000, -(1 << 2000), float("nan"), float("inf"),
+    datetime.date(2030, 12, 31), datetime.datetime(2030, 12, 31, 1, 2), b"x",
+)  # fmt: skip
+
+
+def places(part: Kind | Section | Rows, odd: object) -> Iterator[object]:
+    """Yield documents that have an odd value in the place of each setting in turn."""
+    yield odd
+    if isinstance(part, Rows):
+        yield from ([row] for row in places(part.row, odd))
+    elif isinstance(part, Section):
+        for name, inner in part.fields.items():
+            yield from ({name: value} for value in places(inner, odd))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda value: repr(value)[:20])
+def test_an_odd_value_in_any_place_is_read_or_refused(tmp_path: Path, odd: object) -> None:
+    for document in places(SETTINGS, odd):
+        loads_or_says_why(tmp_path, yaml.safe_dump(document).encode())

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from deadcheck.data import UNSIZED_LIMIT, Batch, Batches, DataOptions, open_data, sample_beside
+from deadcheck.data import UNSIZED_LIMIT, Batch, Batches, DataOptions, open_data
 from deadcheck.errors import DataError, TrustRequired, UsageError
+from deadcheck.sample import sample_beside
 
 X = torch.arange(10.0).reshape(5, 2)
 Y = torch.arange(5)
@@ -350,7 +351,7 @@ class Failing(Dataset[Tensor]):
         (OSError("disc\ngone"), "OSError at batch 7 (disc)"),
         (ValueError("odd"), "ValueError at batch 7 (odd)"),
         (KeyError("name"), "KeyError at batch 7 ('name')"),
-        (RuntimeError(), "RuntimeError at batch 7 ()"),
+        (RuntimeError(), "RuntimeError at batch 7 (RuntimeError)"),
         (ZeroDivisionError("by 0"), "ZeroDivisionError at batch 7 (by 0)"),
     ],
 )
@@ -670,6 +671,15 @@ def test_of_several_samples_npz_comes_first(tmp_path: Path) -> None:
     assert sample_beside(tmp_path / "net.pt") == tmp_path / "net.sample.npz"
 
 
+def test_the_sample_beside_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.sample.npz").touch()
+    monkeypatch.chdir(tmp_path / "model")
+
+    assert sample_beside(Path()) == tmp_path / "model.sample.npz"
+    assert sample_beside(Path("/")) is None
+
+
 def test_a_folder_is_no_sample(tmp_path: Path) -> None:
     (tmp_path / "net.sample.npz").mkdir()
 
@@ -901,4 +911,4 @@ def test_a_damaged_safetensors_header(tmp_path: Path) -> None:
 
     told = fault(path)
     assert told.startswith(f"{path}: damaged safetensors (")
-    assert told.endswith("; save the data again")
+    assert told.endswith("; save or download it again")

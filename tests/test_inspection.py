@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deadcheck import activations, archive, torch_file
+from deadcheck import activations, torch_file
+from deadcheck.denied import is_plain
 from deadcheck.errors import ModelFileError
-from deadcheck.inspection import ACTIVATIONS, TensorInfo, inspect
+from deadcheck.inspection import TensorInfo, inspect
+from deadcheck.inspectors.of_saved import ACTIVATIONS
 from deadcheck.reports import as_inspection
 
 
@@ -152,6 +154,6 @@ def test_its_tables_are_those_of_the_loaders() -> None:
     assert {cls.__name__ for cls in activations.MODULES} == ACTIVATIONS
     harmless = {"torch.nn.parameter.UninitializedParameter", "torch.nn.parameter.UninitializedBuffer",
                 "copyreg._reconstructor"}  # fmt: skip
-    assert [name for name in torch_file._MAKERS if not archive.is_plain(name)] == sorted(
+    assert [name for name in torch_file._MAKERS if not is_plain(name)] == sorted(
         harmless, key=list(torch_file._MAKERS).index
     )

@@ -44,10 +44,13 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
 
 def check_place(what: str, path: str) -> None:
     """Refuse a path that no file can be written to, before any work is done."""
-    if not Path(path).resolve().parent.is_dir():
-        raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
-    if Path(path).is_dir():
-        raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
+    try:
+        if not Path(path).resolve().parent.is_dir():
+            raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
+        if Path(path).is_dir():
+            raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
+    except OSError as error:
+        raise UsageError(f"{what}: cannot write to {path!r} ({error.strerror}); choose another place") from error
 
 
 def look_of(
@@ -84,6 +87,9 @@ def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], loo
     """
     alone = len(outcomes) == 1
     for name, path in outputs:
+        if path != "-" and any(outcome.model is not None and _is_same(path, outcome.model) for outcome in outcomes):
+            raise UsageError(f"-o {name}={path}: is the model itself, which is never written over; name another file")
+    for name, path in outputs:
         for_people = name in FOR_PEOPLE and path == "-"
         if not (for_people and alone and outcomes[0].record is None):
             write(path, REPORTS[name](outcomes, look if for_people else replace(look, color=False)), name)
@@ -91,6 +97,13 @@ def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], loo
             for outcome in outcomes:
                 if outcome.failure is not None:
                     print_error(outcome.failure.message)
+
+
+def _is_same(path: str, other: str) -> bool:
+    try:
+        return Path(path).samefile(other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def write(path: str, text: str, name: str) -> None:

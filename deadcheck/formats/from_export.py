@@ -1,20 +1,25 @@
-"""Loads an exported program (.pt2): its archive is audited first, and the bytes audited are the bytes loaded."""
+"""Loads an exported program (.pt2): its archive is audited first, and torch gets nothing but what was audited."""
 
 from __future__ import annotations
 
+import json
 import logging
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
-from deadcheck.audit import audit
+from deadcheck import torch_file
+from deadcheck.archive import member_bytes
+from deadcheck.audit import SAMPLE, Audited, audit
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import ModelFileError, TrustRequired, UsageError
+from deadcheck.errors import DeadcheckError, ModelFileError, TrustRequired, UsageError
 from deadcheck.exported import mark, static_batch
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
 from deadcheck.sites import ModelIdentity
@@ -23,18 +28,20 @@ from deadcheck.sites import ModelIdentity
 def open_export(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a program that ``torch.export.save`` wrote and mark its places for the probe."""
     program, read = load_program(path, options)
-    return _marked(program, identity_of(path, "pt2", read))
+    return _marked(program, identity_of(path, "pt2", read), str(path))
 
 
 def open_live(program: ExportedProgram) -> LoadedModel:
     """Take a program that lives in memory; the module that is made of it is marked, not the program."""
-    return _marked(program, ModelIdentity(None, None, None, "object", "object"))
+    return _marked(program, ModelIdentity(None, None, None, "object", "object"), "the program")
 
 
-def _marked(program: ExportedProgram, identity: ModelIdentity) -> LoadedModel:
-    module = program.module()
-    mark(module)
-    return LoadedModel(module, identity, batch_size=static_batch(program), example=program.example_inputs)
+def _marked(program: ExportedProgram, identity: ModelIdentity, source: str) -> LoadedModel:
+    with _failures(source):
+        # The checks of the inputs are Python that torch writes; the forward pass itself checks the shapes.
+        module = program.module(check_guards=False)
+        mark(module)
+        return LoadedModel(module, identity, batch_size=static_batch(program), example=program.example_inputs)
 
 
 def load_program(path: Path, options: LoadOptions) -> tuple[ExportedProgram, str]:
@@ -47,19 +54,50 @@ def load_program(path: Path, options: LoadOptions) -> tuple[ExportedProgram, str
             f"{path}: is an exported program, which brings its own code; leave out --arch, --arch-arg and --key"
         )
     try:
-        file = BytesIO(path.read_bytes())
+        with path.open("rb") as file:
+            found = audit(file, str(path))
+            if found.dangers and not options.trust:
+                more = f" (and {len(found.dangers) - 1} more)" if len(found.dangers) > 1 else ""
+                raise TrustRequired(
+                    f"{path}: {found.dangers[0]}{more}; loading it would run that; add --trust if you know where it "
+                    "comes from"
+                )
+            file.seek(0)
+            given = BytesIO(file.read()) if found.dangers else _judged_part(file, found, path)
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path}: cannot be read ({error}); check the file") from error
-    found = audit(file, str(path))
-    if found.dangers and not options.trust:
-        more = f" (and {len(found.dangers) - 1} more)" if len(found.dangers) > 1 else ""
-        raise TrustRequired(
-            f"{path}: {found.dangers[0]}{more}; loading it would run that; add --trust if you know where it comes from"
-        )
     for name in found.needs:
         _require(path, name, options)
-    file.seek(0)
-    return _loaded(path, file), "trusted" if found.dangers else "audited"
+    with _failures(str(path)), _quiet("torch.export", "torch._export"), torch.sparse.check_sparse_tensor_invariants():
+        return torch.export.load(given), "trusted" if found.dangers else "audited"
+
+
+def _judged_part(file: BinaryIO, found: Audited, path: Path) -> BytesIO:
+    """Return an archive of what was judged, written anew: nothing else in the file, and no reading of it but ours."""
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+
+        def put(name: str, content: bytes) -> None:
+            archive.writestr(f"archive/{name}", content)
+
+        for name, content in _FIXED.items():
+            put(name, content)
+        for name, document in found.documents.items():
+            put(name, json.dumps(document).encode())
+        for name in dict.fromkeys(found.payloads()):
+            put(name, member_bytes(file, str(path), found.members[name], limit=found.members[name].size))
+        for name in found.pickles:
+            held = BytesIO()
+            data = member_bytes(file, str(path), found.members[name])
+            torch.save(torch_file.loads(data, f"{path}: {name}").root, held)
+            put(name, held.getvalue())
+        if SAMPLE not in found.pickles:
+            put(SAMPLE, b"")
+    out.seek(0)
+    return out
+
+
+_FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little", ".data/version": b"3\n"}
 
 
 def _require(path: Path, name: str, options: LoadOptions) -> None:
@@ -75,14 +113,17 @@ def _require(path: Path, name: str, options: LoadOptions) -> None:
     resolve(f"{module}:{attribute}")
 
 
-def _loaded(path: Path, file: BytesIO) -> ExportedProgram:
+@contextmanager
+def _failures(source: str) -> Iterator[None]:
+    """Say in one sentence what torch could not do."""
     try:
-        with _quiet("torch.export", "torch._export"), torch.sparse.check_sparse_tensor_invariants():
-            return torch.export.load(file)
+        yield
+    except DeadcheckError:
+        raise
     except Exception as error:  # torch raises almost anything on a program it does not understand
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelFileError(
-            f"{path}: an exported program that this torch cannot load ({text[:200]}); export it again with torch "
+            f"{source}: an exported program that this torch cannot load ({text[:200]}); export it again with torch "
             f"{torch.__version__.partition('+')[0]}"
         ) from error
 

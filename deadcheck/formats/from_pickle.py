@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deadcheck import torch_file
-from deadcheck.errors import ModelFileError, UsageError
+from deadcheck.errors import ModelFileError, UsageError, first_line
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
 from deadcheck.formats.from_state_dict import load_weights, weights_in
 from deadcheck.formats.rebuild import Rebuilder, state_of
@@ -34,9 +34,9 @@ def _trusted(path: Path, options: LoadOptions) -> LoadedModel:
     try:
         held = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # the file's own code runs here, and may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelFileError(
-            f"{path}: cannot be unpickled ({type(error).__name__}: {reason}); its classes must be importable from here"
+            f"{path}: cannot be unpickled ({type(error).__name__}: {first_line(error)}); "
+            "its classes must be importable from here"
         ) from error
     data, notes = weights_in(path, held, options.key)
     if isinstance(data, nn.Module) and options.arch is None:
@@ -48,11 +48,11 @@ def _trusted(path: Path, options: LoadOptions) -> LoadedModel:
 
 def _whole(path: Path, tree: Inert, options: LoadOptions, notes: list[str]) -> LoadedModel:
     if options.arch is not None:
-        loaded = load_weights(path, state_of(tree), options, "torch-module")
+        loaded = load_weights(path, state_of(tree, str(path)), options, "torch-module")
         return LoadedModel(loaded.module, loaded.identity, (*notes, *loaded.warnings))
     if options.arch_args:
         raise UsageError("--arch-arg goes with --arch, which was not given; add it or leave the arguments out")
     rebuilder = Rebuilder(str(path), options.allow_classes)
-    module = rebuilder.module(tree)
+    module = rebuilder.root(tree)
     read = "allowed-class" if options.allow_classes else "rebuilt"
     return LoadedModel(module, identity_of(path, "torch-module", read), (*notes, *rebuilder.warnings))

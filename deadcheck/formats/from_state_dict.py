@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from deadcheck.boundary import tensors_in
 from deadcheck.entrypoint import build
 from deadcheck.errors import ArchitectureError, UsageError
 from deadcheck.formats.base import LoadedModel, LoadOptions, identity_of
+from deadcheck.module_tree import is_module
 from deadcheck.pickles import Global, Inert
+from deadcheck.safe_text import brief
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _OPTIMISER = ("param_groups", "state")
@@ -94,8 +97,10 @@ def weights_in(path: Path, data: Any, key: str | None) -> tuple[Any, list[str]]:
         return _entry(path, data, key), []
     if not isinstance(data, Mapping) or _is_weights(data):
         return data, []
-    found = {str(name): value for name, value in data.items() if _is_weights(value) or _is_module(value)}
-    strays = sorted({name for value in data.values() for name in _stray(value)})
+    distinct = {id(value): value for value in data.values()}  # a million entries may be one and the same dict
+    holding = {key for key, value in distinct.items() if _is_weights(value) or _is_module(value)}
+    found = {str(name): value for name, value in data.items() if id(value) in holding}
+    strays = sorted({name for value in distinct.values() for name in _stray(value)})
     notes = [f"{name} in the checkpoint was left unread, as it is no weight" for name in strays[:5]]
     if len(found) == 1:
         name, value = next(iter(found.items()))
@@ -104,7 +109,7 @@ def weights_in(path: Path, data: Any, key: str | None) -> tuple[Any, list[str]]:
         raise UsageError(
             f"{path}: no entry of it looks like weights (it holds {_named(data)}); name the entry with --key"
         )
-    raise UsageError(f"{path}: several entries hold weights ({', '.join(sorted(found))}); choose one with --key")
+    raise UsageError(f"{path}: several entries hold weights ({_named(found)}); choose one with --key")
 
 
 def _entry(path: Path, data: Any, key: str) -> Any:
@@ -121,8 +126,8 @@ def _entry(path: Path, data: Any, key: str) -> Any:
 def _named(value: Any) -> str:
     if not isinstance(value, Mapping):
         return f"a {type(value).__name__}"
-    names = [str(name) for name in value]
-    return ", ".join(repr(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    names = [f"'{brief(str(name))}'" for name in islice(value, 8)]
+    return (", ".join(names) or "nothing") + (f" and {len(value) - 8} more" if len(value) > 8 else "")
 
 
 def _is_weights(value: Any) -> bool:
@@ -134,9 +139,7 @@ def _is_weights(value: Any) -> bool:
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module) or (
-        isinstance(value, Inert) and isinstance(value.state, dict) and "_parameters" in value.state
-    )
+    return isinstance(value, nn.Module) or is_module(value)
 
 
 def _stray(value: Any) -> list[str]:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import inspect
-import sys
+import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils import prune
 
+from deadcheck import module_tree
 from deadcheck.entrypoint import resolve
-from deadcheck.errors import ModelFileError, TrustRequired, UsageError
+from deadcheck.errors import ModelFileError, TrustRequired, UsageError, first_line
 from deadcheck.pickles import Global, Inert
 
-_MAX_DEPTH = 100
+_MAX_NESTED = 32
+_MAX_RNN_LAYERS = 1000
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, torch.layout)
-_HOOKS = ("_hooks", "_pre_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-_WRAPPERS = ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel")
-_GONE = ("_backend", "_is_full_backward_hook")
-"""Attributes that an older torch kept and that do nothing today."""
+_GONE = ("_backend", "_is_full_backward_hook", "_compiled_call_impl")
+"""Attributes that an older torch kept and that do nothing today, or nothing where the tree was judged."""
 
-_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+_SAVE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+               "_load_state_dict_post_hooks")  # fmt: skip
 
 
 def _subclasses(base: type[nn.Module]) -> Iterator[type[nn.Module]]:
@@ -50,28 +50,21 @@ def _torch_classes() -> dict[str, type[nn.Module]]:
 
 CLASSES = _torch_classes()
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        f"torch.nn.functional.{name}": getattr(F, name)
-        for name in ("relu", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "relu6", "tanh", "sigmoid", "mish",
-                     "hardtanh", "hardswish", "hardsigmoid", "softplus", "logsigmoid", "softmax")
-    },
-    **{f"torch._C._nn.{name}": getattr(torch._C._nn, name) for name in ("gelu", "softplus", "log_sigmoid")},
-    **{f"torch.{name}": getattr(torch, name) for name in ("relu", "tanh", "sigmoid", "selu", "celu")},
-    **{f"torch._VF.{name}": getattr(torch, name) for name in ("relu", "tanh", "sigmoid")},
-}  # fmt: skip
-"""Functions that modules of torch.nn keep as attributes."""
+
+def _is_torchs(name: str) -> bool:
+    """Tell a class of torch, whose attributes are all known."""
+    return name in CLASSES or name.startswith(_QUANTISED)
 
 
-HOOK_CLASSES: dict[str, type] = {
-    f"{cls.__module__}.{cls.__name__}": cls
-    for cls in (
-        prune.Identity, prune.RandomUnstructured, prune.L1Unstructured, prune.RandomStructured, prune.LnStructured,
-        prune.CustomFromMask, prune.PruningContainer, sys.modules["torch.nn.utils.weight_norm"].WeightNorm,
-        sys.modules["torch.nn.utils.spectral_norm"].SpectralNorm,
-    )
-}  # fmt: skip
-"""Hooks that torch's own utilities leave on a module: they compute its weight from others."""
+_FUNCTIONS: dict[str, Any] = {
+    # torch._VF holds torch's own functions under another name.
+    name: operator.attrgetter(name.removeprefix("torch.").removeprefix("_VF."))(torch)
+    for name in module_tree.FUNCTIONS
+}
+_HOOK_CLASSES: dict[str, Any] = {
+    name: getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+    for name in module_tree.HOOKS
+}
 
 
 class Rebuilder:
@@ -84,6 +77,11 @@ class Rebuilder:
         self._built: dict[int, Any] = {}
         self._running: set[int] = set()
 
+    def root(self, inert: Inert) -> nn.Module:
+        """Rebuild a whole model."""
+        module_tree.check(inert, self.source)
+        return self.module(inert)
+
     def module(self, inert: Inert, path: str = "", depth: int = 0) -> nn.Module:
         """Rebuild a module and all below it; shared ones stay shared."""
         if id(inert) in self._running:
@@ -91,8 +89,8 @@ class Rebuilder:
         if id(inert) in self._built:
             known: nn.Module = self._built[id(inert)]
             return known
-        if depth > _MAX_DEPTH:
-            raise self._refusal(path, f"is nested more than {_MAX_DEPTH} modules deep")
+        if depth > module_tree.MAX_DEPTH:
+            raise self._refusal(path, f"is nested more than {module_tree.MAX_DEPTH} modules deep")
         self._running.add(id(inert))
         built = self._wrapped(inert, path, depth) or self._one(inert, path, depth)
         self._running.discard(id(inert))
@@ -101,40 +99,41 @@ class Rebuilder:
 
     def _wrapped(self, inert: Inert, path: str, depth: int) -> nn.Module | None:
         """Return the module inside a data-parallel or compiled wrapper."""
-        if inert.name == _COMPILED:  # it pickles as a call with the model and what compiled it
-            child = inert.args[0] if isinstance(inert.args, tuple) and inert.args else None
-        elif inert.name in _WRAPPERS:
-            modules = inert.state.get("_modules") if isinstance(inert.state, dict) else None
-            child = modules.get("module") if isinstance(modules, Mapping) else None
-        else:
+        if inert.name not in module_tree.WRAPPERS:
             return None
-        if not isinstance(child, Inert):
+        child = module_tree.inner(inert)
+        if child is None:
             raise self._refusal(path, f"is a {inert.name} without a module in it")
+            return None
         self.warnings.append(f"the model inside {inert.name.rpartition('.')[2]} was read")
         return self.module(child, path, depth + 1)
 
     def _one(self, inert: Inert, path: str, depth: int) -> nn.Module:
         cls = self._class(inert, path)
-        if not issubclass(cls, nn.Module):
+        if not issubclass(cls, nn.Module) or not module_tree.is_module(inert):
             raise self._refusal(path, f"is a {inert.name}, which is no module")
         if issubclass(cls, LazyModuleMixin):
             raise ModelFileError(
                 f"{self.source}: {path or 'the model'} is a {cls.__name__} that never ran, so it has no weights; "
                 "run the model on one batch and save it again"
             )
-        if inert.args:
-            raise self._refusal(path, f"calls {inert.name} with arguments, which torch.save never writes")
-        state = inert.state
-        if not isinstance(state, dict) or not all(type(key) is str for key in state):
-            raise self._refusal(path, "has a state that is no dict of names")
-        state = {name: value for name, value in state.items() if name not in _GONE}
-        built: nn.Module = cls.__new__(cls)
-        nn.Module.__init__(built)
-        clean = {name: self._attribute(cls, name, value, path, depth) for name, value in state.items()}
+        state = {name: value for name, value in inert.state.items() if name not in _GONE}
+        layers = state.get("num_layers")
+        if issubclass(cls, nn.RNNBase) and not (type(layers) is int and 0 < layers <= _MAX_RNN_LAYERS):
+            raise self._refusal(f"{path}.num_layers".lstrip("."), "is no number of layers")
+        clean = {name: self._attribute(inert, cls, name, path, depth) for name in state}
         for table in ("_parameters", "_buffers", "_modules"):
             clean.setdefault(table, {})
-        built.__setstate__(clean)
-        _fill_newer(built)
+        try:
+            built: nn.Module = cls.__new__(cls)
+            nn.Module.__init__(built)
+            built.__setstate__(clean)
+            _fill_newer(built)
+        except Exception as error:  # code of the user's class, or torch's own on a state that may lack much
+            raise ModelFileError(
+                f"{self.source}: {path or 'the model'} cannot be rebuilt as {inert.name} ({first_line(error)[:200]}); "
+                "save the model again, or give the code that builds it with --arch"
+            ) from error
         return built
 
     def _class(self, inert: Inert, path: str) -> Any:
@@ -150,12 +149,14 @@ class Rebuilder:
                     f"{self.source}: {name} was defined in a script, so it cannot be imported; "
                     f"build it with --arch file.py:{attribute}"
                 )
-            return resolve(f"{module}:{attribute}")
+            found = resolve(f"{module}:{attribute}")
+            if not isinstance(found, type):
+                raise UsageError(f"--allow-class {name}: is no class; name a class")
+            return found
         raise TrustRequired(needs_class(self.source, name))
 
     def _quantised_class(self, name: str, path: str) -> type[nn.Module]:
         """Return a class of torch's quantised linear layers, whose packed weights can be packed again."""
-
         found = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _subclasses(nn.Module)}.get(name)
         if found is None or "conv" in name.lower():
             raise TrustRequired(
@@ -164,55 +165,49 @@ class Rebuilder:
             )
         return found
 
-    def _attribute(self, cls: type, name: str, value: Any, path: str, depth: int) -> Any:
-        where = f"{path}.{name}" if path else name
+    def _attribute(self, inert: Inert, cls: type, name: str, path: str, depth: int) -> Any:
+        where, value = f"{path}.{name}" if path else name, inert.state[name]
         if name == "_modules":
             return self._children(value, path, depth)
         if name in ("_parameters", "_buffers"):
             return self._tensors(name, value, where)
-        if name.endswith(_HOOKS) or name == "_forward_hooks_always_called":
-            return self._hooks(name, value, where)
-        shadowed = getattr(cls, name, None)
-        if name.startswith("__") or callable(shadowed) or isinstance(shadowed, property):
-            raise self._refusal(where, "takes the place of a method, so the file would change what the model does")
+        if name in _SAVE_HOOKS:
+            return OrderedDict()
+        if name in module_tree.HOOK_TABLES:
+            hooks = value.values() if isinstance(value, Mapping) else ()
+            weights = dict(inert.state["_parameters"])
+            return OrderedDict((number, self._hook(hook, weights, where)) for number, hook in enumerate(hooks))
+        method = getattr(cls, name, None)
+        # A class of the user's own may well have an attribute like ``type``, where torch has a method.
+        if (callable(method) or isinstance(method, property)) and (
+            _is_torchs(inert.name) or type(value) not in (str, bool, int, float, type(None))
+        ):
+            raise module_tree.shadowed(self.source, where)
         return self.plain(value, where)
 
-    def _hooks(self, name: str, value: Any, where: str) -> OrderedDict[int, Any]:
-        """Return the hooks that torch's own pruning and normalisation leave behind; others run its code."""
-        if not value or "state_dict" in name:  # hooks on saving and loading have no part in a forward pass
-            return OrderedDict()
-        hooks = list(value.values()) if isinstance(value, Mapping) else [value]
-        if not all(isinstance(hook, Inert) and hook.name in HOOK_CLASSES for hook in hooks):
-            raise self._refusal(where, "is a hook, which would run code of the file")
-        return OrderedDict((number, self._hook(hook, where)) for number, hook in enumerate(hooks))
-
-    def _hook(self, inert: Inert, where: str) -> Any:
-        built: Any = object.__new__(HOOK_CLASSES[inert.name])
-        state = inert.state if isinstance(inert.state, dict) else {}
-        for key, value in state.items():
+    def _hook(self, inert: Inert, weights: Mapping[str, Any], where: str) -> Any:
+        """Return a hook of torch's own; the weight that it computes must be one that the module keeps in parts."""
+        built: Any = object.__new__(_HOOK_CLASSES[inert.name])
+        for key, value in module_tree.items(inert.state):
             if key == "_pruning_methods" and isinstance(value, (tuple, list)):
-                methods = [item for item in value if isinstance(item, Inert) and item.name in HOOK_CLASSES]
-                vars(built)[key] = tuple(self._hook(method, where) for method in methods)
-            elif type(value) in _PLAIN:
-                vars(built)[str(key)] = value
-            else:
+                methods = [item for item in value if isinstance(item, Inert) and item.name in _HOOK_CLASSES]
+                vars(built)[key] = tuple(self._hook(method, weights, where) for method in methods)
+            elif type(value) not in _PLAIN:
                 raise self._refusal(f"{where}.{key}", f"is a {type(value).__name__}, which no hook of torch keeps")
+            elif key in ("name", "_tensor_name") and not {f"{value}_g", f"{value}_orig"} & set(weights):
+                raise self._refusal(f"{where}.{key}", f"names {value!r}, which is no weight of that module")
+            else:
+                vars(built)[key] = value
         return built
 
-    def _children(self, value: Any, path: str, depth: int) -> dict[str, nn.Module | None]:
-        if not isinstance(value, Mapping):
-            raise self._refusal(path, "has children that are no dict")
+    def _children(self, value: Mapping[str, Any], path: str, depth: int) -> dict[str, nn.Module | None]:
         children: dict[str, nn.Module | None] = OrderedDict()
         for name, child in value.items():
-            where = f"{path}.{name}" if path else str(name)
-            if child is not None and not isinstance(child, Inert):
-                raise self._refusal(where, f"is a {type(child).__name__} where a module must stand")
-            children[str(name)] = None if child is None else self.module(child, where, depth + 1)
+            where = f"{path}.{name}" if path else name
+            children[name] = None if child is None else self.module(child, where, depth + 1)
         return children
 
-    def _tensors(self, table: str, value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise self._refusal(where, "is no dict")
+    def _tensors(self, table: str, value: Mapping[str, Any], where: str) -> dict[str, Any]:
         wanted = nn.Parameter if table == "_parameters" else Tensor
         for name, tensor in value.items():
             if tensor is not None and not isinstance(tensor, wanted):
@@ -221,13 +216,13 @@ class Rebuilder:
 
     def plain(self, value: Any, where: str, depth: int = 0) -> Any:
         """Return an attribute that is plain data, a tensor, a known function, or of an allowed class."""
-        if depth > 32:
+        if depth > _MAX_NESTED:
             raise self._refusal(where, "is nested too deeply")
         if isinstance(value, (*_PLAIN, Tensor)):
             return value
         if isinstance(value, Global):
-            if value.name in FUNCTIONS:
-                return FUNCTIONS[value.name]
+            if value.name in _FUNCTIONS:
+                return _FUNCTIONS[value.name]
             raise self._refusal(where, f"holds {value.name}, a function or class that is not known to be harmless")
         if isinstance(value, Inert):
             return self._object(value, where, depth)
@@ -263,15 +258,37 @@ class Rebuilder:
         if isinstance(cls, type) and issubclass(cls, nn.Module):
             return self.module(inert, where, depth + 1)
         if isinstance(cls, type) and issubclass(cls, enum.Enum):
-            return cls(*inert.args)
-        built = cls.__new__(cls)
-        state = inert.state if isinstance(inert.state, dict) else {}
-        for key, item in state.items():
-            object.__setattr__(built, str(key), self.plain(item, f"{where}.{key}", depth + 1))
+            return self._member(inert, cls, where)
+        return self._plain_object(inert, cls, where, depth)
+
+    def _plain_object(self, inert: Inert, cls: Any, where: str, depth: int) -> Any:
+        state = {}
+        for key, item in module_tree.items(inert.state):
+            if key.startswith("__"):
+                raise module_tree.shadowed(self.source, f"{where}.{key}")
+            state[key] = self.plain(item, f"{where}.{key}", depth + 1)
+        try:
+            built = cls.__new__(cls)
+            for key, item in state.items():
+                object.__setattr__(built, key, item)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ModelFileError(
+                f"{self.source}: {where} cannot be rebuilt as {inert.name} ({error}); give the code that builds the "
+                "model with --arch"
+            ) from error
         return built
 
+    def _member(self, inert: Inert, cls: type[enum.Enum], where: str) -> enum.Enum:
+        try:
+            return cls(*inert.args)
+        except (ValueError, TypeError) as error:
+            raise ModelFileError(
+                f"{self.source}: {where} is no member of {inert.name} as it is here ({error}); use the code that the "
+                "model was saved with"
+            ) from error
+
     def _refusal(self, where: str, what: str) -> TrustRequired:
-        return TrustRequired(f"{self.source}: {where or 'the model'} {what}; nothing was run; do not load this file")
+        return module_tree.refusal(self.source, where, what)
 
 
 def _fill_newer(module: nn.Module) -> None:
@@ -298,25 +315,14 @@ def needs_class(source: str, name: str) -> str:
     )
 
 
-def state_of(inert: Inert) -> dict[str, Tensor]:
+def state_of(inert: Inert, source: str) -> dict[str, Tensor]:
     """Return the state dict of an inert module tree, without building any module."""
     out: dict[str, Tensor] = {}
-    queue: list[tuple[Inert, str]] = [(inert, "")]
-    met: set[tuple[int, str]] = set()
-    while queue and len(met) < 1_000_000:
-        node, prefix = queue.pop()
-        state = node.state
-        if (id(node), prefix) in met or not isinstance(state, dict) or prefix.count(".") > _MAX_DEPTH:
-            continue
-        met.add((id(node), prefix))
+    for path, node in module_tree.walk(inert, source):
+        state = node.state if isinstance(node.state, dict) else {}
         transient = state.get("_non_persistent_buffers_set") or ()
         for table in ("_parameters", "_buffers"):
-            for name, tensor in _items(state.get(table)):
-                if isinstance(tensor, Tensor) and name not in transient:
-                    out[f"{prefix}{name}"] = tensor
-        queue += [(c, f"{prefix}{n}.") for n, c in _items(state.get("_modules")) if isinstance(c, Inert)]
+            for name, tensor in module_tree.items(state.get(table)):
+                if isinstance(tensor, Tensor) and not (isinstance(transient, (set, list)) and name in transient):
+                    out[f"{path}.{name}" if path else name] = tensor
     return out
-
-
-def _items(value: Any) -> list[tuple[str, Any]]:
-    return [(str(key), item) for key, item in value.items()] if isinstance(value, Mapping) else []

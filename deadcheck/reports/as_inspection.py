@@ -9,18 +9,22 @@ from dataclasses import asdict
 
 from deadcheck import __version__
 from deadcheck.inspection import Inspection, TensorInfo
+from deadcheck.safe_text import brief
 
 _SHOWN = 12
+_WIDTH = 400
+"""Letters of a line at most; names may be megabytes long."""
+
 _BITS = {"bool": 8, "float64": 64, "int64": 64, "complex64": 64, "complex128": 128, "float16": 16, "bfloat16": 16,
          "int16": 16, "int8": 8, "uint8": 8}  # fmt: skip
 
 
 def render_text(found: Inspection) -> str:
-    """Return a few lines for a person; every name is made harmless by whoever prints it."""
-    lines = [f"deadcheck inspect  {found.path}"]
+    """Return a few lines for a person, in which no text of the file can pass for a line of ours."""
+    lines = [f"deadcheck inspect  {brief(found.path, _WIDTH)}"]
     for label, values in _rows(found):
         for number, value in enumerate(values):
-            lines.append(f"  {label if number == 0 else '':<12} {value}")
+            lines.append(f"  {label if number == 0 else '':<12} {brief(value, _WIDTH)}")
     return "\n".join(lines) + "\n"
 
 
