@@ -7,10 +7,14 @@ if TYPE_CHECKING:
     from deadcheck.diagnosis import Diagnosis, Verdict
     from deadcheck.errors import DeadcheckError, ExitCode
     from deadcheck.formats import LoadOptions
+    from deadcheck.patch_job import apply_patch
     from deadcheck.pipeline import scan
 
 __version__ = "0.1.0"
-__all__ = ["DeadcheckError", "Diagnosis", "ExitCode", "LoadOptions", "Thresholds", "Verdict", "__version__", "scan"]
+__all__ = [
+    "DeadcheckError", "Diagnosis", "ExitCode", "LoadOptions", "Thresholds", "Verdict", "__version__", "apply_patch",
+    "scan",
+]  # fmt: skip
 
 _HOMES = {
     "DeadcheckError": "deadcheck.errors",
@@ -19,6 +23,7 @@ _HOMES = {
     "LoadOptions": "deadcheck.formats",
     "Thresholds": "deadcheck.config",
     "Verdict": "deadcheck.diagnosis",
+    "apply_patch": "deadcheck.patch_job",
     "scan": "deadcheck.pipeline",
 }
 

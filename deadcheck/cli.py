@@ -12,12 +12,15 @@ import typer
 from deadcheck import __version__
 from deadcheck.commands import (
     do_baseline,
+    do_compare,
     do_config,
     do_diff,
     do_gate,
     do_init,
     do_inspect,
     do_merge,
+    do_patch,
+    do_plot,
     do_report,
     do_rule,
     do_scan,
@@ -34,6 +37,9 @@ app = typer.Typer(
 )
 app.command()(do_scan.scan)
 app.command()(do_gate.gate)
+app.command()(do_patch.patch)
+app.command()(do_compare.compare)
+app.add_typer(do_plot.app, name="plot")
 app.command()(do_inspect.inspect)
 app.command()(do_diff.diff)
 app.command()(do_report.report)

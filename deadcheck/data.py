@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
 
 from deadcheck.data_files import read_data, sha256_of
@@ -25,6 +25,7 @@ UNSIZED_LIMIT = 10_000
 
 _SYNTHETIC_SAMPLES = 256
 _FIRST_NAMES = ("x", "input", "inputs", "image", "images", "data", "features", "arr_0")
+_LABEL_NAMES = ("y", "label", "labels", "target", "targets")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Batch:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     samples: int
+    labels: Tensor | None = None
+    """Whole numbers, one a sample or more, of an entry that does not go to the model and is named or placed as labels
+    are."""
 
 
 @dataclass
@@ -292,7 +296,13 @@ def _picked(value: Any, total: int, index: slice | list[int]) -> Any:
 def _part(batch: Batch, index: slice | list[int], samples: int) -> Batch:
     """Pick samples of a batch."""
     args, kwargs = (_picked(part, batch.samples, index) for part in (batch.args, dict(batch.kwargs)))
-    return Batch(args, kwargs, samples)
+    return Batch(args, kwargs, samples, None if batch.labels is None else batch.labels[index])
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Divide a batch in two; the second half is the shorter one, and empty for a single sample."""
+    middle = (batch.samples + 1) // 2
+    return _part(batch, slice(middle), middle), _part(batch, slice(middle, None), batch.samples - middle)
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
@@ -310,7 +320,8 @@ def _joined(first: Batch, second: Batch) -> Batch:
         return a
 
     args, kwargs = join(first.args, second.args), join(dict(first.kwargs), dict(second.kwargs))
-    return Batch(args, kwargs, first.samples + second.samples)
+    both = first.labels is not None and second.labels is not None
+    return Batch(args, kwargs, first.samples + second.samples, join(first.labels, second.labels) if both else None)
 
 
 def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -342,11 +353,13 @@ class Unpacker:
             raise UsageError(f"--unpack {mode!r} is not one of auto, first, args, kwargs")
         self.mode = mode
         self.required, self._positional, self._names, self._any = _parameters(forward)
+        self._placed = _by_position(forward)
         self._said: set[str] = set()
 
     def batch(self, item: Any, warnings: list[str]) -> Batch:
         """Return the arguments that one item of the data stands for."""
-        args, kwargs, left = self._split(_as_tensors(item))
+        item = _as_tensors(item)
+        args, kwargs, left = self._split(item)
         if (
             left
             and (note := f"{_few(left)} of the data did not go to the model (--unpack changes that)") not in self._said
@@ -357,7 +370,7 @@ class Unpacker:
         if counted and "count" not in self._said:
             self._said.add("count")
             warnings.append(counted)
-        return Batch(args, kwargs, samples)
+        return Batch(args, kwargs, samples, _labels(item, left, samples))
 
     def _split(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
         if isinstance(item, Mapping):
@@ -381,7 +394,9 @@ class Unpacker:
             return (), item, []
         taken = {name: value for name, value in item.items() if name in self._names}
         if self.mode == "auto" and taken:
-            return (), taken, [name for name in item if name not in taken]
+            left = [name for name in item if name not in taken]
+            args = tuple(taken.pop(name) for name in self._placed) if taken.keys() >= set(self._placed) else ()
+            return args, taken, left
         first = next((name for name in _FIRST_NAMES if name in item), next(iter(item), None))
         if first is None:
             return (), {}, []
@@ -390,6 +405,17 @@ class Unpacker:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _labels(item: Any, left: list[str], samples: int) -> Tensor | None:
+    """Return the labels among what does not go to the model: by their name, or the first entry after the inputs."""
+    if isinstance(item, Mapping):
+        value = next((item[name] for name in _LABEL_NAMES if name in left), None)
+    else:
+        value = item[int(left[0].rpartition(" ")[2])] if left else None
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or not value.dim():
+        return None
+    return value if value.shape[0] == samples else None
 
 
 def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset[str], bool]:
@@ -404,6 +430,16 @@ def _parameters(forward: Callable[..., Any] | None) -> tuple[int, int, frozenset
     names = frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     required = sum(p.default is p.empty for p in plain)
     return required, len(plain), names, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _by_position(forward: Callable[..., Any] | None) -> tuple[str, ...]:
+    """Return the parameters of an exported program that it takes by position alone, as it was exported."""
+    program = getattr(forward, "__self__", None)
+    spec = getattr(program, "_in_spec", None)
+    if not isinstance(program, fx.GraphModule) or spec is None:
+        return ()
+    keywords = spec.children()[1].context or ()
+    return tuple(name for name in inspect.signature(program.forward).parameters if name not in keywords)
 
 
 def _as_tensors(value: Any) -> Any:

@@ -60,6 +60,10 @@ class ProbeError(DeadcheckError):
     """The probe was misused, by nesting two of them for example."""
 
 
+class PatchError(DeadcheckError):
+    """A patch cannot be made, read or applied."""
+
+
 class NothingMeasured(DeadcheckError):
     """There was nothing to measure."""
 

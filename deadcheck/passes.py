@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 import time
@@ -13,13 +14,13 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from deadcheck import data
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batch, Batches
-from deadcheck.errors import DeadcheckError, ForwardError, first_line
+from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
 from deadcheck.preserve import Held, Randomness
 from deadcheck.probe import Probe
 from deadcheck.shard import Shard
@@ -110,17 +111,16 @@ def _after(running: deque[Future[_Piece]], work: Iterator[_Piece]) -> Iterator[_
 class Passes:
     """The forward passes of one scan."""
 
-    def __init__(
-        self, model: nn.Module, entry: Callable[..., Any], settings: ScanSettings, *, fixed: int | None
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: ScanSettings, *, fixed: int | None = None) -> None:
         self.model = model
-        self.entry = entry
+        self.entry = model if settings.call == "forward" else entry_of(model, settings.call)
         self.settings = settings
         self.fixed = fixed
         self.samples = self.batches = 0
         self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
         self.outputs = OutputWatch()
         self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        self._takes = _exported_for(model) or self._floats
         self._cast: set[str] = set()
         self._lock = threading.Lock()
 
@@ -137,7 +137,8 @@ class Passes:
         )
         cut = (fixed,) if self.fixed is not None else ()
         return cut + tuple(
-            f"inputs of {name} were cast to {self.dtype}, the model's own type" for name in sorted(self._cast)
+            f"inputs of {name} were cast to {str(self._takes).removeprefix('torch.')}, the model's own type"
+            for name in sorted(self._cast)
         )
 
     def through(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
@@ -155,7 +156,7 @@ class Passes:
             randomness = Randomness()
             self._forward(first, probe)
             done(first)
-            if self._is_long(batches, course) and not randomness.moved() and not held.differs():
+            if probe.watch is None and self._is_long(batches, course) and not randomness.moved() and not held.differs():
                 for piece in self._side_by_side(work, first, probe, course.keep):
                     done(piece)
         for piece in work:
@@ -181,7 +182,7 @@ class Passes:
             if not course.shard.takes(number) or number // course.shard.count < course.skip:
                 first_sample += batch.samples
                 continue
-            placed = Batch(self._placed(batch.args), self._placed(dict(batch.kwargs)), batch.samples)
+            placed = Batch(self.placed(batch.args), self.placed(dict(batch.kwargs)), batch.samples)
             self.inputs.see(placed.args, placed.kwargs, samples=batch.samples, first_sample=first_sample)
             rows = self.fixed or batch.samples
             yield _Piece(data.padded(placed, rows), rows, first_sample)
@@ -254,19 +255,71 @@ class Passes:
         except Exception as error:  # the model's own code runs here, and may raise anything
             raise ForwardError(_explained(error, probe, args, kwargs, first_sample)) from error
 
-    def _placed(self, value: Any) -> Any:
+    def placed(self, value: Any) -> Any:
         """Move tensors to the device, and floating ones to the model's own floating type."""
         if isinstance(value, Tensor):
-            if value.is_floating_point() and self._floats is not None and value.dtype != self._floats:
+            if value.is_floating_point() and self._takes is not None and value.dtype != self._takes:
                 self._cast.add(str(value.dtype).removeprefix("torch."))
-                return value.to(self.settings.device, self._floats)
+                return value.to(self.settings.device, self._takes)
             return value.to(self.settings.device)
         if isinstance(value, dict):
-            return {key: self._placed(item) for key, item in value.items()}
+            return {key: self.placed(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            items = [self._placed(item) for item in value]
+            items = [self.placed(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
+
+
+def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = None) -> Callable[[Batch], list[Tensor]]:
+    """Return the function that runs a batch through a model as a scan does, and gives the tensors that come out.
+
+    The batch stays as it was. ``fixed`` is the number of samples that the model takes, where there is one.
+    """
+    entry = Passes(model, settings).entry
+
+    def forward(batch: Batch) -> list[Tensor]:
+        filled = placed(model, settings, data.padded(batch, fixed or batch.samples))
+        outputs = [tensor for _, tensor in tensors_in(entry(*filled.args, **filled.kwargs))]
+        return [t[: batch.samples] if fixed and t.dim() and t.shape[0] == fixed else t for t in outputs]
+
+    return forward
+
+
+def placed(model: nn.Module, settings: ScanSettings, batch: Batch) -> Batch:
+    """Return a batch of its own, on the device and in the floating type of the model."""
+    run = Passes(model, settings)
+    args, kwargs = copy.deepcopy((run.placed(batch.args), run.placed(dict(batch.kwargs))))
+    return Batch(args, kwargs, batch.samples, batch.labels)
+
+
+CALLS_MODEL = Passes._forward.__code__
+"""The code that calls the model during a scan."""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside data-parallel and compiled wrappers."""
+    while type(module).__name__ in _WRAPPERS:
+        inner = module._modules.get(_WRAPPERS[type(module).__name__])
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def entry_of(module: nn.Module, call: str) -> Callable[..., Any]:
+    """Return the method of a model that a scan calls."""
+    inner = unwrapped(module)
+    entry = getattr(inner, call, None)
+    if not callable(entry):
+        raise UsageError(f"the model ({type(inner).__name__}) has no method {call!r} to call; name one with --call")
+    return entry  # type: ignore[no-any-return]
+
+
+def _exported_for(model: nn.Module) -> torch.dtype | None:
+    """Return the floating type that an exported program takes, which need not be that of its weights."""
+    nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
+    given = (node.meta.get("val") for node in nodes if node.op == "placeholder")
+    return next((value.dtype for value in given if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:
@@ -300,3 +353,5 @@ _EXPECTS = (
     "input_size",
     "num_embeddings",
 )
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

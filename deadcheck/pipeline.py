@@ -6,11 +6,11 @@ import copy
 import datetime
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,9 +23,9 @@ from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
-from deadcheck.passes import Course, Passes, Progress, threads_of
+from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
 from deadcheck.preserve import eval_mode, preserved
-from deadcheck.probe import Probe
+from deadcheck.probe import Probe, Watch
 from deadcheck.processes import gathered
 from deadcheck.sample import sample_beside
 from deadcheck.shard import WHOLE, Shard
@@ -145,7 +145,7 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
         seed=settings.seed,
         input_shape=settings.input_shape,
     )
-    return data_module.open_data(source, options, forward=_entry(loaded.module, settings.call))
+    return data_module.open_data(source, options, forward=entry_of(loaded.module, settings.call))
 
 
 def measure(
@@ -156,6 +156,7 @@ def measure(
     *,
     shard: Shard = WHOLE,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
 ) -> Measurement:
     """Run the data through the model and count at every site; the model is left as it was.
 
@@ -163,7 +164,7 @@ def measure(
     Of several shards each counts batches of its own; ``parts.merged`` joins them.
     """
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    scan, part = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
+    scan, part = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
     seen = parts.measurement(scan, part)
     return replace(seen, seconds=time.perf_counter() - clock, started=_at(started))
 
@@ -176,11 +177,11 @@ def counted(
     *,
     shard: Shard = WHOLE,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[parts.Scan, parts.Part]:
     """Count the batches of one shard, as ``measure`` does; they may hold nothing to measure."""
     model, notes = _runnable(loaded.module)
-    entry = model if settings.call == "forward" else _entry(model, settings.call)
-    run = Passes(model, entry, settings, fixed=None if batches.as_one else loaded.batch_size)
+    run = Passes(model, settings, fixed=None if batches.as_one else loaded.batch_size)
     scan = _identity(loaded, batches, settings, run)
     before = _before(checkpoint, scan, shard)
     if before is not None and before.is_complete:
@@ -204,7 +205,7 @@ def counted(
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
         torch.manual_seed(settings.seed)
-        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units))
+        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
         keep(probe, is_complete=True)
         return scan, so_far(probe)
@@ -233,19 +234,9 @@ def _before(checkpoint: Path | None, scan: parts.Scan, shard: Shard) -> parts.Ke
     return kept
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside data-parallel and compiled wrappers."""
-    while type(module).__name__ in _WRAPPERS:
-        inner = module._modules.get(_WRAPPERS[type(module).__name__])
-        if inner is None:
-            break
-        module = inner
-    return module
-
-
 def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
     """Return the module to run, and what has to be said about that."""
-    model = _unwrapped(module)
+    model = unwrapped(module)
     notes = [] if model is module else [f"the model inside {type(module).__name__} was measured"]
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         notes.append("the model has lazy layers without weights: a copy with random ones was measured")
@@ -253,15 +244,9 @@ def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
     return model, notes
 
 
-_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-
-
-def _entry(module: nn.Module, call: str) -> Callable[..., Any]:
-    inner = _unwrapped(module)
-    entry = getattr(inner, call, None)
-    if not callable(entry):
-        raise UsageError(f"the model ({type(inner).__name__}) has no method {call!r} to call; name one with --call")
-    return entry  # type: ignore[no-any-return]
+def runnable(module: nn.Module) -> nn.Module:
+    """Return the module that a scan runs: the one inside wrappers, with weights where it was lazy."""
+    return _runnable(module)[0]
 
 
 def _put(module: nn.Module, device: str) -> None:

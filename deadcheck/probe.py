@@ -72,6 +72,10 @@ _COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.lay
 _running = threading.local()
 
 
+Watch = Callable[["Probe", SiteRecord, Tensor, Flow], None]
+"""Called at each activation with the probe, the record of the site, its input and the axes of that."""
+
+
 @dataclass
 class _Batch:
     """What is known only while one forward pass runs."""
@@ -140,9 +144,16 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, *, gates: bool = False, unit_axes: Sequence[tuple[str, int]] = (), device: Any = None
+        self,
+        model: nn.Module,
+        *,
+        gates: bool = False,
+        unit_axes: Sequence[tuple[str, int]] = (),
+        device: Any = None,
+        watch: Watch | None = None,
     ) -> None:
         self.model = model
+        self.watch = watch
         self.gates = gates
         self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
@@ -163,6 +174,7 @@ class Probe:
         self._steps: list[_Step] = []
         self._steps_for = (0, 0)
         self._batch: _Batch | None = None
+        self.passes = 0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
@@ -223,6 +235,7 @@ class Probe:
         The last ``padding`` of them are run and not counted.
         """
         self._batch = _Batch(samples, samples - padding, first_sample)
+        self.passes += 1
         if self._steps_for != (samples, padding):
             self._steps.clear()
             self._steps_for = samples, padding
@@ -246,6 +259,11 @@ class Probe:
     def failure(self) -> tuple[str, nn.Module]:
         """Path and module that ran when the forward pass raised; the model itself where it is not known."""
         return self._failure or ("", self.model)
+
+    @property
+    def place(self) -> Place | None:
+        """Where a program that is not made of Python modules stands in the pass that runs."""
+        return None if self._batch is None else self._batch.place
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
@@ -552,6 +570,8 @@ class Probe:
         counter = self._counter(seen.record)
         with self.aside():
             counter.see_input(z, seen.layout, seen.rows)
+            if self.watch is not None:
+                self.watch(self, seen.record, z, seen.flow)
         output = func(*args, **kwargs)
         with self.aside():
             counter.see_output(_first(output), seen.layout, seen.rows)

@@ -59,6 +59,12 @@ class SiteRecord:
     batch: int = 0
     """Forward pass of the last call."""
 
+    offset: int = 0
+    """Index of the first unit, for a slice of a layer's units."""
+
+    turn: int = 0
+    """Which of several calls on the very same values this is."""
+
     key: str = ""
 
 
@@ -94,7 +100,10 @@ class Roster:
         record = self._sites.get(signature)
         if record is None:
             record = self._again(signature, flow.feeds, place)
-            record = self._sites[signature] = record or make(f"site {len(self._sites)}", self._next_keys(module, act))
+            if record is None:
+                record = make(f"site {len(self._sites)}", self._next_keys(module, act))
+                record.offset, record.turn = flow.offset, turn
+            self._sites[signature] = record
         record.feeds.update((feed.weight, feed.name) for feed in flow.feeds)
         record.places.add(place)
         self._met(record, flow)

@@ -54,6 +54,30 @@ class Oracle:
         return h
 
 
+class LeakyOracle(Oracle):
+    """Lets a reference compute the leaky model: at the chosen sites, ``alpha * z`` instead of 0.
+
+    ``sites`` maps a key to the units to change, or to None for all; ``changed`` gathers what was met.
+    """
+
+    def __init__(self, sites: dict[str, list[int] | None], alpha: float) -> None:
+        super().__init__()
+        self.chosen, self.alpha = sites, alpha
+        self.changed: set[str] = set()
+
+    def keep(self, key: str, z: Tensor, h: Tensor, *, unit: int = 1, **where: object) -> Tensor:
+        if key not in self.chosen:
+            return h
+        self.changed.add(key)
+        units = self.chosen[key]
+        leaky = torch.where(z > 0, h, z * self.alpha)
+        if units is None:
+            return leaky
+        mask = torch.zeros(z.shape[unit], dtype=torch.bool)
+        mask[units] = True
+        return torch.where(mask.view([-1 if dim == unit % z.dim() else 1 for dim in range(z.dim())]), leaky, h)
+
+
 @dataclass(frozen=True)
 class Counts:
     """What was counted at one site."""

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deadcheck.commands.inputs import Target, keywords, targets_of
 from deadcheck.commands.output import progress
@@ -16,6 +17,9 @@ from deadcheck.errors import DeadcheckError, ExitCode, ReportedElsewhere, intern
 from deadcheck.record import Record
 from deadcheck.reports import Failure, Outcome
 from deadcheck.shard import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from deadcheck.formats import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,18 @@ class Reading:
     allow_classes: Sequence[str]
     key: str | None
     trust: bool = False
+
+    def options(self, target: Target) -> LoadOptions:
+        """Return what is said of one model, here before the configuration."""
+        from deadcheck.formats import LoadOptions
+
+        return LoadOptions(
+            arch=self.arch or target.arch,
+            arch_args=keywords(self.arch_args) or (target.arch_args if self.arch is None else {}),
+            allow_classes=tuple(self.allow_classes),
+            key=self.key or target.key,
+            trust=self.trust,
+        )
 
 
 @dataclass(frozen=True)
@@ -59,19 +75,9 @@ def _scan(target: Target, run: Run) -> Outcome:
 def scanned(target: Target, run: Run) -> Record:
     """Scan one model; a DeadcheckError says why it cannot be."""
     from deadcheck import pipeline
-    from deadcheck.formats import LoadOptions
     from deadcheck.record import record_of
 
-    reading = run.reading
-    arguments = keywords(reading.arch_args) or (target.arch_args if reading.arch is None else {})
-    load = LoadOptions(
-        arch=reading.arch or target.arch,
-        arch_args=arguments,
-        allow_classes=tuple(reading.allow_classes),
-        key=reading.key or target.key,
-        trust=reading.trust,
-    )
-    path = Path(target.path)
+    load, path = run.reading.options(target), Path(target.path)
     # What the user's code prints is not the report.
     with redirect_stdout(sys.stderr), progress(path.name, quiet=run.quiet) as advance:
         if run.shard != WHOLE and run.checkpoint is None:  # torchrun's

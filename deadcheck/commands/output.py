@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from deadcheck.commands.printing import print_error, print_text
 from deadcheck.errors import UsageError
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
 from deadcheck.safe_text import plain
+from deadcheck.writing import write_text
 
 FOR_PEOPLE = ("table", "text", "concise")
 
@@ -112,32 +112,7 @@ def write(path: str, text: str, name: str) -> None:
     if path == "-":
         print_text(text)
         return
-    target = Path(path)
-    try:
-        if target.exists() and not target.is_file():
-            # A device or a pipe is written to; a file put in its place would be the end of it.
-            target.write_text(text, encoding="utf-8")
-            return
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        handle, temporary = tempfile.mkstemp(dir=target.resolve().parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, mode)
-            os.replace(temporary, target.resolve())
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the {name} report to {path!r}: {error.strerror}; choose another place"
-        ) from error
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    write_text(Path(path), text, f"the {name} report")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _head(outcome: Outcome) -> Iterator[str]:
     yield f"## deadcheck: {code_span(outcome.name)} {answer}"
     yield ""
     if outcome.failure is not None:
-        yield _text(outcome.failure.message)
+        yield prose(outcome.failure.message)
     record = outcome.record
     if record is None:
         return
@@ -80,7 +80,7 @@ def _rows(outcome: Outcome) -> Iterator[str]:
     for item in outcome.findings:
         mark = _MARKS[item.level] if item.active else "💤"
         rule = f"{item.rule} {item.id}" if item.rule else item.id
-        yield f"| {mark} | {_text(rule)} | {code_span(item.where) if item.where else ''} | {_text(_words(item))} |"
+        yield f"| {mark} | {prose(rule)} | {code_span(item.where) if item.where else ''} | {prose(_words(item))} |"
 
 
 def _words(item: Breach) -> str:
@@ -121,7 +121,7 @@ def _total(record: Record) -> str:
     )
 
 
-def _text(text: str) -> str:
+def prose(text: str) -> str:
     """Return text that Markdown shows as it is written: plain words as they are, anything else as code."""
     if _PLAIN.fullmatch(text) and "www." not in text and "://" not in text:
         return text.replace("|", "\\|").replace("_", "\\_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +17,8 @@ from deadcheck.ranges import mask_of
 from deadcheck.record import Record, SiteRecord
 from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.strip import legend, strip
-from deadcheck.safe_text import inert, shown
+from deadcheck.reports.terminal import drawn
+from deadcheck.safe_text import shown
 from deadcheck.shares import percent
 
 _OTHERS = (
@@ -33,21 +33,18 @@ _ALIKE = 4
 
 def render(outcomes: Sequence[Outcome], options: RenderOptions) -> str:
     """Render scans as text of the given width, in colour where wanted, in plain ASCII where needed."""
-    out = io.StringIO()
-    console = Console(
-        file=out, width=options.width, force_terminal=options.color, no_color=not options.color, highlight=False,
-        color_system="standard" if options.color else None, legacy_windows=False, emoji=False, markup=False,
-    )  # fmt: skip
-    for i, outcome in enumerate(outcomes):
-        if i:
-            console.print()
-        if outcome.record is None:
-            message = "" if outcome.failure is None else outcome.failure.message
-            console.print(Text(shown(f"{outcome.name}: {message}", unicode=options.unicode), "bold red"))
-            continue
-        _Report(console, outcome.record, outcome, options).print_all()
-    text = inert("\n".join(line.rstrip() for line in out.getvalue().split("\n")))
-    return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
+
+    def draw(console: Console) -> None:
+        for i, outcome in enumerate(outcomes):
+            if i:
+                console.print()
+            if outcome.record is None:
+                message = "" if outcome.failure is None else outcome.failure.message
+                console.print(Text(shown(f"{outcome.name}: {message}", unicode=options.unicode), "bold red"))
+                continue
+            _Report(console, outcome.record, outcome, options).print_all()
+
+    return drawn(draw, options)
 
 
 class _Report:

@@ -46,6 +46,22 @@ def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return path
 
 
+def test_inputs_of_another_type_than_the_weights_stay_as_the_program_takes_them(tmp_path: Path) -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net().half()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.half())  # type: ignore[no-any-return]
+
+    path = exported(Cast(), torch.randn(4, 6), tmp_path / "m.pt2")
+    diagnosis = deadcheck.scan(path, torch.randn(8, 6, dtype=torch.float64), load=LoadOptions(trust=True))
+
+    assert diagnosis.sites[0].stats.samples == 8
+    assert "inputs of float64 were cast to float32, the model's own type" in diagnosis.measurement.warnings
+
+
 @pytest.mark.parametrize("samples", [1, 4, 7, 8, 21])
 def test_a_fixed_batch_counts_every_sample_once(tmp_path: Path, samples: int) -> None:
     model, x = net(), torch.randn(21, 6)[:samples]

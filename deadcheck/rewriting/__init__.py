@@ -1,0 +1,1 @@
+"""Replacing activations, each kind of model in its own way."""
