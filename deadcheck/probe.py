@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as torch_module
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, picks, recurrent, scripted
+from deadcheck import activations, flows, fused, picks, recurrent
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import Call, axes_of
@@ -48,7 +47,9 @@ from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
 from deadcheck.sites import NEVER_RAN, SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
+from deadcheck.steps import Inputs, Step, Steps, describe
 from deadcheck.suspects import Suspects
+from deadcheck.weights import memory_of, module_names, weights_of
 
 Args = tuple[Any, ...]
 
@@ -66,9 +67,6 @@ _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
-_COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-"""What an argument of an operator may be that is compared by value."""
-
 _running = threading.local()
 
 
@@ -85,9 +83,6 @@ class _Batch:
     """Samples that count, from the first on; the others only fill up a batch of fixed size."""
     first_sample: int
     known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
-    serial: int = 0
-    steps: int = 0
-    """Operators so far that were followed."""
     met: list[tuple[_Seen, int]] = field(default_factory=list)
     """Activation calls so far that were found as in an earlier batch, and their places."""
     holds_roster: bool = False
@@ -96,28 +91,6 @@ class _Batch:
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
-
-
-class _Step(NamedTuple):
-    """What one operator did to what is known, so that the next forward pass need not work it out again."""
-
-    signature: Sequence[Any]
-    """The operator, where it ran, the shapes and what was known of its tensors, and its other arguments."""
-
-    knowns: Sequence[Known | None]
-    serial: int
-    """Runs of layers so far."""
-
-    held: Sequence[Any]
-    """Keeps alive what the signature names by identity."""
-
-    seen: _Seen | None = None
-    """How an activation is counted."""
-
-    def equals(self, other: _Step) -> bool:
-        """Tell whether another step left the same behind; rows that were picked are never the same."""
-        picked = any(isinstance(known, Flow) and known.rows is not None for known in (*self.knowns, *other.knowns))
-        return not picked and self.serial == other.serial and list(self.knowns) == list(other.knowns)
 
 
 class _Seen(NamedTuple):
@@ -157,8 +130,8 @@ class Probe:
         self.gates = gates
         self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
-        self._names, self._aliases = _module_names(model)
-        self._weights, self._by_memory, self._holders = _weights(model, self._names)
+        self._names, self._aliases = module_names(model)
+        self._weights, self._by_memory, self._holders = weights_of(model, self._names)
         self._roster = Roster(self._aliases)
         self._root = self
         self._forks: list[Probe] = []
@@ -171,8 +144,7 @@ class Probe:
         self._scratch: dict[str, Tensor] = {}
         self._marks: dict[str, Place] = {}
         self._rules: dict[Any, tuple[str, Any, Any, Any]] = {}
-        self._steps: list[_Step] = []
-        self._steps_for = (0, 0)
+        self._steps = Steps()
         self._batch: _Batch | None = None
         self.passes = 0
         self._observing = False
@@ -212,7 +184,7 @@ class Probe:
         fork = copy.copy(self)
         fork.warnings, fork._skipped, fork._notes = {}, {}, {}
         fork._counters, fork._scratch, fork._forks = {}, {}, []
-        fork._ran, fork._matched, fork._stack, fork._steps = set(), set(), [], list(self._steps)
+        fork._ran, fork._matched, fork._stack, fork._steps = set(), set(), [], self._steps.copy()
         fork._batch = fork._failure = None
         fork._mode, fork._exit = _Mode(fork), ExitStack()
         return fork
@@ -236,15 +208,15 @@ class Probe:
         """
         self._batch = _Batch(samples, samples - padding, first_sample)
         self.passes += 1
-        if self._steps_for != (samples, padding):
-            self._steps.clear()
-            self._steps_for = samples, padding
+        self._steps.start(samples, padding)
         self._failure = None
         self._stack.clear()
         for _, tensor in tensors_in([args, kwargs]):
             signature = ("input", tensor.shape)
             flow = Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),))
-            self._learn(tensor, self._take(self._before(signature) or _Step(signature, (flow,), 0, ())).knowns[0])
+            self._learn(
+                tensor, self._steps.take(self._steps.before(signature) or Step(signature, (flow,), 0, ())).knowns[0]
+            )
         try:
             with torch.no_grad(), self._mode:
                 yield
@@ -466,7 +438,7 @@ class Probe:
         if entry is not None and entry[0]() is value:
             return entry[1]
         weight = self._weights.get(id(value))
-        return self._by_memory.get(_memory(value)) if weight is None else weight
+        return self._by_memory.get(memory_of(value)) if weight is None else weight
 
     def _learn(self, tensor: Tensor, known: Known | None) -> None:
         assert self._batch is not None
@@ -482,72 +454,39 @@ class Probe:
         batch = self._batch
         assert batch is not None
         signature: list[Any] = [name, self._path()]
-        inputs: list[tuple[Tensor, Known | None]] = []
-        self._describe(args, signature, inputs)
-        self._describe(kwargs.values(), signature, inputs)
+        inputs: Inputs = []
+        describe(args, signature, inputs, self._look)
+        describe(kwargs.values(), signature, inputs, self._look)
         if name not in flows.MAKERS and all(known is None for _, known in inputs):
             for tensor in outputs:
                 self._learn(tensor, None)
             return
         signature += [tensor.shape for tensor in outputs]
-        step = self._before(signature)
+        step = self._steps.before(signature)
         # Integers and masks may say which rows are picked, and do so anew in every batch.
         if step is None or not all(tensor.is_floating_point() for tensor, _ in inputs):
             feed = partial(self._feed, name)
             call = Call(name, args, kwargs, outputs, tuple(inputs), batch.samples, self._look, feed)
-            step = _Step(signature, flows.carry(rule, call), batch.serial, [known for _, known in inputs])
-        knowns = self._take(step).knowns
+            step = Step(signature, flows.carry(rule, call), self._steps.serial, [known for _, known in inputs])
+        knowns = self._steps.take(step).knowns
         for tensor, known in zip(outputs, knowns, strict=False):
             self._learn(tensor, known)
             if name.endswith("_") and tensor._base is not None:
                 base = tensor._base
                 self._learn(base, picks.written(self._look(base), base, tensor, known, batch.samples))
 
-    def _describe(self, values: Iterable[Any], signature: list[Any], inputs: list[tuple[Tensor, Known | None]]) -> None:
-        """Add to a signature what the rules may read of an operator's arguments, and to the inputs its tensors."""
-        for value in values:
-            if isinstance(value, Tensor):
-                known = self._look(value)
-                inputs.append((value, known))
-                signature += (id(known), None if is_lazy(value) else value.shape)
-            elif isinstance(value, (list, tuple)):
-                signature.append(len(value))
-                self._describe(value, signature, inputs)
-            else:
-                signature.append(value if isinstance(value, _COMPARABLE) else type(value))
-
-    def _before(self, signature: Sequence[Any]) -> _Step | None:
-        """Return what this step of the forward pass did the last time, if it was the very same."""
-        assert self._batch is not None
-        at = self._batch.steps
-        step = self._steps[at] if at < len(self._steps) else None
-        return step if step is not None and step.signature == signature else None
-
-    def _take(self, step: _Step) -> _Step:
-        """Go on by one step: the one that was there, if this is its equal, else this one and none after it."""
-        batch = self._batch
-        assert batch is not None
-        before = self._before(step.signature)
-        if before is None or (before is not step and not before.equals(step)):
-            del self._steps[batch.steps :]
-            self._steps.append(step)
-            before = step
-        batch.steps += 1
-        batch.serial = before.serial
-        return before
-
     def _feed(self, operator: str, weight: Weight | None) -> Feed:
         """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
         assert self._batch is not None
-        self._batch.serial += 1
+        self._steps.serial += 1
         path = self._path()
         if weight is None:
-            return Feed(path or operator, path, self._batch.serial)
+            return Feed(path or operator, path, self._steps.serial)
         owner = path if path in self._holders[weight.name] else weight.owner
         self._ran.add(weight.owner)
         if not self._holders[weight.name]:  # a constant in the code of a frozen program
-            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self._batch.serial)
-        return Feed(owner or weight.name, weight.name, self._batch.serial)
+            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self._steps.serial)
+        return Feed(owner or weight.name, weight.name, self._steps.serial)
 
     # What an activation does.
 
@@ -621,16 +560,16 @@ class Probe:
         assert batch is not None
         path, place = self._path(), self._place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
-        step = self._before(signature)
+        step = self._steps.before(signature)
         if step is not None and step.seen is not None:
-            seen = step.seen
+            seen: _Seen = step.seen
         else:
             self._hold_roster()
             seen = self._find(tensor, flow, act, path, place)
             weight = seen.record.weight
-            after = seen.flow._replace(feeds=(Feed(weight, weight, batch.serial + 1, False),))
-            step = _Step(signature, (after,), batch.serial + 1, (flow,), seen)
-        self._take(step)
+            after = seen.flow._replace(feeds=(Feed(weight, weight, self._steps.serial + 1, False),))
+            step = Step(signature, (after,), self._steps.serial + 1, (flow,), seen)
+        self._steps.take(step)
         batch.met.append((seen, place))
         return seen
 
@@ -672,7 +611,7 @@ class Probe:
 
         n_units = plan(axes_of(flow)).n_units
         record = self._roster.find(path, act, flow, units=n_units, place=place, make=make)
-        record.first = min(record.first, (self._batch.first_sample, self._batch.steps))
+        record.first = min(record.first, (self._batch.first_sample, self._steps.count))
         if record.axis_from == "user" != flow.axis_from:
             flow = at_axis(flow, shape, record.axis, "user")
         elif flow.axis_from == "guess":
@@ -727,17 +666,17 @@ class Probe:
     def _after(self, output: Any) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self._batch is not None
-        (after,) = self._steps[self._batch.steps - 1].knowns
+        (after,) = self._steps.last.knowns
         for tensor in _flat(output):
             self._learn(tensor, after)
 
     def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
         """Carry an activation that is not measured."""
         assert self._batch is not None
-        name, serial = f"{self._path()}:{act.name}", self._batch.serial + 1
+        name, serial = f"{self._path()}:{act.name}", self._steps.serial + 1
         signature = ("gate", name, id(flow))
         after = None if flow is None else flow._replace(feeds=(Feed(name, name, serial, False),))
-        step = self._take(self._before(signature) or _Step(signature, (after,), serial, (flow,)))
+        step = self._steps.take(self._steps.before(signature) or Step(signature, (after,), serial, (flow,)))
         for tensor in _flat(output):
             self._learn(tensor, step.knowns[0])
 
@@ -813,56 +752,3 @@ def _single_axis(flow: Flow, rank: int) -> int:
 
 def _cuts(name: str) -> list[int]:
     return [i for i, letter in enumerate(name) if letter == "/"]
-
-
-def _module_names(model: nn.Module) -> tuple[dict[nn.Module, str], dict[str, tuple[str, ...]]]:
-    """Return each module's canonical path (the first one it is registered under) and its other paths."""
-    names: dict[nn.Module, str] = {}
-    aliases: dict[str, tuple[str, ...]] = {}
-    modules = model.named_modules(remove_duplicate=False)
-    if isinstance(model, torch.jit.ScriptModule):
-        modules = scripted.distinct(dict(modules))
-    for name, module in modules:
-        if module in names:
-            aliases[names[module]] = (*aliases.get(names[module], ()), name)
-        else:
-            names[module] = name
-    return names, aliases
-
-
-def _weights(
-    model: nn.Module, names: Mapping[nn.Module, str]
-) -> tuple[dict[int, Weight], dict[Any, Weight], dict[str, set[str]]]:
-    """Return each parameter and buffer by its identity and by its memory, and the modules that hold it by its name.
-
-    A saved program may hold a weight twice, as two tensors over the same memory.
-    """
-    weights: dict[int, Weight] = {}
-    by_memory: dict[Any, Weight] = {}
-    holders: dict[str, set[str]] = {}
-    for module, path in names.items():
-        owner = path.partition("parametrizations.")[0].rstrip(".") if "parametrizations." in path else path
-        for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    full = f"{path}.{name}" if path else name
-                    size = 0 if is_lazy(tensor) else tensor.numel()
-                    weight = weights.setdefault(id(tensor), Weight(owner, full, is_parameter, size))
-                    by_memory.setdefault(_memory(tensor), weight)
-                    holders.setdefault(weight.name, set()).add(owner)
-    if isinstance(model, torch.jit.ScriptModule):
-        for name, tensor in scripted.constants(model):
-            weights.setdefault(id(tensor), Weight("", name, True, tensor.numel()))
-            holders.setdefault(name, set())
-    by_memory.pop(None, None)
-    return weights, by_memory, holders
-
-
-def _memory(tensor: Tensor) -> tuple[int, torch.Size] | None:
-    """Return where a tensor's numbers are; None for one that has no memory of its own to look at."""
-    if tensor.layout is not torch.strided or tensor.is_meta or is_lazy(tensor):
-        return None
-    try:
-        return (tensor.data_ptr(), tensor.shape) if tensor.numel() else None
-    except RuntimeError:  # a wrapper, as under vmap
-        return None

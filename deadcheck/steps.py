@@ -1,0 +1,103 @@
+"""What each operator of a forward pass did to what is known of its tensors: the next pass need not work it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from deadcheck.layout import Flow, Known
+
+_COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""What an argument of an operator may be that is compared by value."""
+
+Inputs = list[tuple[Tensor, Known | None]]
+
+
+class Step(NamedTuple):
+    """What one operator did to what is known, so that the next forward pass need not work it out again."""
+
+    signature: Sequence[Any]
+    """The operator, where it ran, the shapes and what was known of its tensors, and its other arguments."""
+
+    knowns: Sequence[Known | None]
+    serial: int
+    """Runs of layers so far."""
+
+    held: Sequence[Any]
+    """Keeps alive what the signature names by identity."""
+
+    seen: Any = None
+    """How an activation is counted."""
+
+    def equals(self, other: Step) -> bool:
+        """Tell whether another step left the same behind; rows that were picked are never the same."""
+        picked = any(isinstance(known, Flow) and known.rows is not None for known in (*self.knowns, *other.knowns))
+        return not picked and self.serial == other.serial and list(self.knowns) == list(other.knowns)
+
+
+class Steps:
+    """The steps of a forward pass in their order, as far as the pass before did the very same."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._sizes: tuple[int, ...] = (0, 0)
+        self._at = 0
+        self.serial = 0
+        """Runs of layers so far in this pass."""
+
+    def start(self, *sizes: int) -> None:
+        """Begin a pass; what was done to other numbers of samples says nothing of it."""
+        self._at = self.serial = 0
+        if self._sizes != sizes:
+            self._steps.clear()
+            self._sizes = sizes
+
+    def copy(self) -> Steps:
+        """Return steps of their own for another thread."""
+        other = Steps()
+        other._steps, other._sizes = list(self._steps), self._sizes
+        return other
+
+    @property
+    def count(self) -> int:
+        """Steps so far in this pass."""
+        return self._at
+
+    @property
+    def last(self) -> Step:
+        """The step that was taken last."""
+        return self._steps[self._at - 1]
+
+    def before(self, signature: Sequence[Any]) -> Step | None:
+        """Return what this step did in the pass before, if it was the very same."""
+        step = self._steps[self._at] if self._at < len(self._steps) else None
+        return step if step is not None and step.signature == signature else None
+
+    def take(self, step: Step) -> Step:
+        """Go on by one step: the one that was there, if this is its equal, else this one and none after it."""
+        before = self.before(step.signature)
+        if before is None or (before is not step and not before.equals(step)):
+            del self._steps[self._at :]
+            self._steps.append(step)
+            before = step
+        self._at += 1
+        self.serial = before.serial
+        return before
+
+
+def describe(values: Iterable[Any], signature: list[Any], inputs: Inputs, look: Callable[[Any], Known | None]) -> None:
+    """Add to a signature what the rules may read of an operator's arguments, and to the inputs its tensors."""
+    for value in values:
+        if isinstance(value, Tensor):
+            known = look(value)
+            inputs.append((value, known))
+            signature += (id(known), None if is_lazy(value) else value.shape)
+        elif isinstance(value, (list, tuple)):
+            signature.append(len(value))
+            describe(value, signature, inputs, look)
+        else:
+            signature.append(value if isinstance(value, _COMPARABLE) else type(value))
