@@ -5,6 +5,7 @@ It takes float32 on a CPU. Where it is not built, or a value is not finite, ``co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 
@@ -81,6 +82,23 @@ TOTALS = (
     "output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum",
 )  # fmt: skip
 """Names of the totals, in the order in which ``_counting.c`` takes their addresses."""
+
+
+def moments_of(values: Tensor) -> tuple[float, float, float, float] | None:
+    """Return the least and the largest of all values, their sum and the sum of their squares; None if it cannot."""
+    if not _BUILT or values.dtype != torch.float32 or values.device.type != "cpu" or not values.is_contiguous():
+        return None
+    inf = torch.full((1,), math.inf, dtype=torch.float64)
+    reals = {name: torch.zeros(1, dtype=torch.float64) for name in TOTALS}
+    counts = {name: torch.zeros(1, dtype=torch.int64) for name in ("positive", "zeros", "flat")}
+    totals = {**reals, **counts, "output_min": inf, "output_max": -inf}
+    addresses = tuple(totals[name].data_ptr() for name in TOTALS)
+    if not _counting.count(Kind.OUTPUT, False, values.data_ptr(), 1, 1, values.numel(), addresses, 0, 0, 0.0, 0.0, 0.0):
+        return None
+    low, high, total, squares = (
+        float(totals[name]) for name in ("output_min", "output_max", "output_sum", "output_square_sum")
+    )
+    return low, high, total, squares
 
 
 def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfired: Tensor) -> bool:
