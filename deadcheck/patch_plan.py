@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         number = f".{self.call}" if self.call else ""
-        return f"{self.function}+{self.line}{number}: {self.text}".rstrip(": ")
+        return f"{self.function}+{self.line}{number}" + (f": {self.text}" if self.text else "")
 
 
 @dataclass(frozen=True)

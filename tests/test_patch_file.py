@@ -60,6 +60,11 @@ def test_the_documents_show_one_that_is_read() -> None:
     assert plan.sites[1].units == Units(64, ((3, 3), (17, 20)), "u64")
 
 
+def test_a_line_that_ends_in_a_colon_stays_whole() -> None:
+    assert str(Place("forward", 4, 0, "while F.relu(x).any():")) == "forward+4: while F.relu(x).any():"
+    assert str(Place("forward", 4, 1, "")) == "forward+4.1"
+
+
 places = st.builds(
     Place,
     st.from_regex(r"[A-Za-z_<][A-Za-z0-9_<>]{0,10}", fullmatch=True),
