@@ -7,9 +7,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -71,11 +71,13 @@ class _Piece(NamedTuple):
 def threads_of(number: int) -> Iterator[None]:
     """Let torch use this many threads inside an operator."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    if number != before:
+        torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if number != before:
+            torch.set_num_threads(before)
 
 
 class _Clock:
@@ -153,12 +155,16 @@ class Passes:
         clock = _Clock()
         work = self._work(batches, course)
         for first in islice(work, 1):
+            is_candidate = probe.watch is None and self._is_long(batches, course)
+            spare = copy.deepcopy(first) if is_candidate else None  # a model may write into what it is given
             randomness = Randomness()
             self._forward(first, probe)
             done(first)
-            if probe.watch is None and self._is_long(batches, course) and not randomness.moved() and not held.differs():
-                for piece in self._side_by_side(work, first, probe, course.keep):
-                    done(piece)
+            if spare is not None and not randomness.moved() and not held.differs():
+                # Closed whatever happens: no batch may run on while the model is put back as it was.
+                with closing(self._side_by_side(work, spare, probe, course.keep)) as pieces:
+                    for piece in pieces:
+                        done(piece)
         for piece in work:
             self._forward(piece, probe)
             done(piece)
@@ -190,7 +196,7 @@ class Passes:
 
     def _side_by_side(
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
-    ) -> Iterator[_Piece]:
+    ) -> Generator[_Piece, None, None]:
         """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done.
 
         An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run

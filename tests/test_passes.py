@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import deadcheck
-from deadcheck import passes
+from deadcheck import passes, pipeline
+from deadcheck.config import ScanSettings
 from deadcheck.diagnosis import Diagnosis
 from deadcheck.errors import ForwardError
+from deadcheck.formats import open_live
 from deadcheck.side_by_side import may_run_side_by_side
 
 
@@ -26,18 +28,18 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Watched(nn.Module):
-    """Remembers, outside of itself, the names of the threads that run it."""
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that ran a forward pass, one a pass."""
+    seen: list[str] = []
+    forward = passes.Passes._forward
 
-    def __init__(self, model: nn.Module, seen: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.note = seen.append
+    def noted(*args: object, **kwargs: object) -> None:
+        seen.append(threading.current_thread().name)
+        forward(*args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.note(threading.current_thread().name)
-        result: Tensor = self.model(x)
-        return result
+    monkeypatch.setattr(passes.Passes, "_forward", noted)
+    return seen
 
 
 class Branching(nn.Module):
@@ -77,6 +79,33 @@ class Forgets(Hands):
         return torch.relu(self.layer(x))
 
 
+class Stacks(nn.Module):
+    """Hands its input on through a list that is empty again in the end, as skip connections are at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.skips = nn.Linear(4, 6), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.skips.append(x)
+        return torch.relu(self.layer(self.skips.pop()))
+
+
+STACK: list[Tensor] = []
+
+
+class StacksOutside(nn.Module):
+    """Does so through a list that is no part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        STACK.append(x)
+        return torch.relu(self.layer(STACK.pop()))
+
+
 class Draws(nn.Module):
     """Adds noise."""
 
@@ -110,9 +139,8 @@ def assert_equal(a: Diagnosis, b: Diagnosis) -> None:
 
 
 @pytest.mark.parametrize("samples", [64, 67, 131])
-def test_side_by_side_counts_the_very_same(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[str] = []
-    model = Watched(network(), threads)
+def test_side_by_side_counts_the_very_same(samples: int, threads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
 
     together, alone = both_ways(model, torch.randn(samples, 1, 8, 8), monkeypatch)
 
@@ -120,26 +148,22 @@ def test_side_by_side_counts_the_very_same(samples: int, monkeypatch: pytest.Mon
     assert any(name.startswith("deadcheck") for name in threads)
 
 
-def test_sites_met_on_the_way_are_the_same_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sites_met_on_the_way_are_the_same_sites(threads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # The first batch goes the first way; the second way is met in another thread, or in two at once.
     data = torch.randn(128, 4, generator=torch.Generator().manual_seed(3))
     data[0, 0] = 1.0
-    threads: list[str] = []
-
-    together, alone = both_ways(Watched(Branching(), threads), data, monkeypatch)
+    together, alone = both_ways(Branching(), data, monkeypatch)
 
     assert_equal(together, alone)
     assert len(together.sites) == 2
     assert any(name.startswith("deadcheck") for name in threads)
 
 
-@pytest.mark.parametrize("make", [Hands, Forgets, Draws])
+@pytest.mark.parametrize("make", [Hands, Forgets, Stacks, StacksOutside, Draws])
 def test_a_model_that_remembers_or_draws_runs_one_batch_at_a_time(
-    make: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+    make: type[nn.Module], threads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[str] = []
-
-    together, alone = both_ways(Watched(make(), threads), torch.randn(96, 4), monkeypatch)
+    together, alone = both_ways(make(), torch.randn(96, 4), monkeypatch)
 
     assert_equal(together, alone)
     assert not any(name.startswith("deadcheck") for name in threads)
@@ -148,13 +172,15 @@ def test_a_model_that_remembers_or_draws_runs_one_batch_at_a_time(
 def test_the_code_of_a_model_tells_whether_it_remembers() -> None:
     hooked = network()
     hooked[0].register_forward_hook(lambda *args: None)
-    for model, may in ((network(), True), (Branching(), True), (Hands(), False), (hooked, False)):
+    for model, may in ((network(), True), (Branching(), True), (Hands(), False), (Stacks(), False), (hooked, False)):
         assert may_run_side_by_side(model, model) is may
     scripted = torch.jit.script(network())
     assert not may_run_side_by_side(scripted, scripted)
 
 
-def test_no_batch_runs_on_fewer_threads_where_that_would_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_batch_runs_on_fewer_threads_where_that_would_change_a_bit(
+    threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -163,9 +189,7 @@ def test_no_batch_runs_on_fewer_threads_where_that_would_change_a_bit(monkeypatc
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.layer(x) + 1e-7 * torch.get_num_threads())
 
-    threads: list[str] = []
-
-    together, alone = both_ways(Watched(Counts(), threads), torch.randn(96, 4), monkeypatch)
+    together, alone = both_ways(Counts(), torch.randn(96, 4), monkeypatch)
 
     assert_equal(together, alone)
     assert not any(name.startswith("deadcheck") for name in threads)
@@ -190,3 +214,42 @@ def test_the_first_batch_that_fails_is_the_one_that_is_told(monkeypatch: pytest.
 
     assert torch.get_num_threads() == 2
     assert deadcheck.scan(network(), torch.randn(64, 1, 8, 8), batch_size=8).sites
+
+
+def test_an_interrupted_scan_leaves_no_batch_running_and_the_threads_as_they_were(threads: list[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def stop(done: int, total: int | None) -> None:
+        if any(name.startswith("deadcheck") for name in threads):
+            raise KeyboardInterrupt
+
+    settings = ScanSettings(batch_size=8)
+    loaded = open_live(model)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pipeline.measure(loaded, pipeline.open_data(torch.randn(256, 1, 9, 9), settings, loaded), settings, stop)
+
+    assert caught.tb is not None  # the frames are still there
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("deadcheck")]
+    assert torch.get_num_threads() == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_what_a_model_writes_into_its_input_is_written_once(
+    threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.layer(x.mul_(2)))
+
+    data = torch.ones(96, 4)
+
+    deadcheck.scan(Doubles(), data, batch_size=8)
+
+    assert data.unique().tolist() == [2.0]
+    assert any(name.startswith("deadcheck") for name in threads)
