@@ -46,6 +46,7 @@ class Kernel:
     def __init__(self, activation: Activation, totals: Mapping[str, Tensor]) -> None:
         self._totals = tuple(totals[name].data_ptr() for name in TOTALS)
         self._held = totals
+        self._n_units = len(totals["zeros"])
         self._borders = (activation.low, activation.high, activation.on)
         if activation.family is Family.SQUASHING:
             self.input_kind = Kind.SQUASHED
@@ -67,9 +68,9 @@ class Kernel:
 
     def _count(self, kind: Kind, values: Ordered, silent: int, on: int) -> bool:
         x = values.values
-        if x.dtype != torch.float32:
-            return False
         n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
+        if x.dtype != torch.float32 or n_units != self._n_units:
+            return False
         address, totals = x.data_ptr(), self._totals
         units_last = values.units_last or n_positions == 1  # the same memory, and rows of 1 are slow
         return _counting.count(

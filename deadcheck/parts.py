@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -25,6 +25,7 @@ from deadcheck.errors import DataError, NothingMeasured, UsageError, first_line
 from deadcheck.shard import Shard
 from deadcheck.sites import (
     NEVER_RAN,
+    SUMS,
     DataIdentity,
     Environment,
     Measurement,
@@ -33,10 +34,12 @@ from deadcheck.sites import (
     SiteStats,
     Skipped,
 )
+from deadcheck.writing import write_safely
 
 _HEAD = "deadcheck"
 _VERSION = 1
 _ARRAYS = tuple(f.name for f in fields(SiteStats) if f.name not in ("site", "samples", "observations"))
+_DTYPES = (np.dtype(np.int64), np.dtype(np.float64))
 _NUMBERS = ("count", "low", "high", "total", "squares")
 
 Place = tuple[int, int]
@@ -95,6 +98,7 @@ class Part:
 
 
 def _skipped_in_any(a: Part, b: Part) -> Iterator[Skipped]:
+    """Yield what ran and was not measured in one part or the other, each once."""
     yield from dict.fromkeys(skip for skip in (*a.skipped, *b.skipped) if skip.reason != NEVER_RAN)
 
 
@@ -149,24 +153,23 @@ class Kept:
 
 
 def save(path: Path, kept: Kept) -> None:
-    """Write a part: to a file beside it first, so that the one that is there stays whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(packed(kept))
-        beside.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --checkpoint") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write a part, so that at any moment the one before or the whole new one is there."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(packed(kept))
+
+    write_safely(path, write, "the checkpoint")
 
 
 def load(path: Path) -> Kept:
     """Read a part; DataError if it is none, or damaged."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give what scan --checkpoint wrote")
+    if not path.is_file():
+        raise DataError(f"{path}: is no regular file; give what scan --checkpoint wrote")
     try:
         return unpacked(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; give what scan --checkpoint wrote") from error
-    except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError, safetensors.SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError, msgspec.MsgspecError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: is no whole file of scan --checkpoint ({first_line(error)}); scan again") from error
 
 
@@ -216,12 +219,16 @@ def _part(head: _Head, arrays: Mapping[str, Tensor]) -> Part:
     sites, places, inputs, outputs = {}, {}, {}, OutputWatch()
     for number, (site, samples, observations, place) in enumerate(head.sites):
         own = {name: arrays[f"site.{number}.{name}"].numpy() for name in _ARRAYS}
-        if any(array.shape[-1] != site.units for array in own.values()):
-            raise ValueError(f"arrays of {site.key} are not of {site.units} units")
+        shapes = {name: (len(SUMS), site.units) if name == "rest" else (site.units,) for name in _ARRAYS}
+        if any(own[name].shape != shapes[name] or own[name].dtype not in _DTYPES for name in _ARRAYS):
+            raise ValueError(f"the numbers of {site.key} are not of {site.units} units")
         sites[site], places[site] = SiteStats(site, samples, observations, **own), place
     for number, (name, shape, dtype) in enumerate(head.inputs):
         numbers = arrays[f"input.{number}.numbers"].tolist()
-        state = InputState(name, shape, dtype, arrays[f"input.{number}.first"], arrays[f"input.{number}.changed"])
+        first, changed = arrays[f"input.{number}.first"], arrays[f"input.{number}.changed"]
+        if (tuple(first.shape), changed.shape, changed.dtype) != (shape, first.shape, torch.bool):
+            raise ValueError(f"the first sample of {name} has another shape")
+        state = InputState(name, shape, dtype, first, changed)
         state.count, state.low, state.high, state.total, state.squares = (int(numbers[0]), *numbers[1:5])
         state.rest = (numbers[5], numbers[6])
         inputs[name] = state

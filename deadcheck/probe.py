@@ -453,7 +453,7 @@ class Probe:
             return
         batch = self._batch
         assert batch is not None
-        signature: list[Any] = [name, self._path()]
+        signature: list[Any] = [name, self._path(), *kwargs]
         inputs: Inputs = []
         describe(args, signature, inputs, self._look)
         describe(kwargs.values(), signature, inputs, self._look)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from deadcheck import parts
-from deadcheck.errors import DeadcheckError, ReportedElsewhere, UsageError
+from deadcheck.errors import DeadcheckError, ReportedElsewhere, UsageError, internal_error
 
 
 def gathered(count: Callable[[], parts.Kept]) -> list[tuple[str, parts.Kept]]:
@@ -27,6 +27,8 @@ def gathered(count: Callable[[], parts.Kept]) -> list[tuple[str, parts.Kept]]:
     except DeadcheckError as error:
         error.__cause__ = error.__context__ = None  # what lies below may not travel
         told = b"", error
+    except Exception as error:  # a fault of ours: the others must not wait for this process
+        told = b"", DeadcheckError(internal_error(error))
     everything = [told] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(told, everything)
     if everything is None:

@@ -69,6 +69,7 @@ class SiteCounter:
         if kernel.is_built() and device.type == "cpu" and activation.family is not Family.NONZERO:
             sums = dict(zip(SUMS, self._batch_sums, strict=True))
             self._kernel = kernel.Kernel(activation, {**self._counts, **self._extremes, **sums})
+        self._is_empty = False
         self._in_kernel = False
         """Whether the input of the running call was counted by the kernel."""
         self._bad_input: Ordered | None = None
@@ -77,6 +78,9 @@ class SiteCounter:
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
+        self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
+        if self._is_empty:
+            return
         if self._kernel is not None:
             on = self._blank(z.values.shape[0])
             self._in_kernel = self._kernel.count_input(z, self._unfired if self._any_unfired else None, on)
@@ -102,6 +106,8 @@ class SiteCounter:
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
+        if self._is_empty:
+            return
         h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         n = h.values.shape[0] * h.n_positions
         self.observations += n

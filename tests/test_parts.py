@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,21 @@ def test_a_damaged_file_is_one_sentence(cut: int, tmp_path: Path) -> None:
         parts.load(Path(name))
 
 
+def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
+    _, whole = kept(Shard(1, 1), tmp_path)
+    (site, stats), *rest = whole.part.sites.items()
+    cut = {site: replace(stats, zeros=stats.zeros[1:]), **dict(rest)}
+    parts.save(tmp_path / "cut.part", replace(whole, part=replace(whole.part, sites=cut)))
+
+    with pytest.raises(DataError, match="the numbers of :relu#1 are not of 6 units"):
+        parts.load(tmp_path / "cut.part")
+
+
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="/dev/zero: is no regular file"):
+        parts.load(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
 def test_a_shard_is_one_of_several(text: str) -> None:
     with pytest.raises(UsageError, match="is not I/N"):
@@ -207,6 +223,21 @@ def test_a_shard_needs_a_file() -> None:
 
     assert run.returncode == 2
     assert "add --checkpoint FILE, and merge the files" in run.stderr
+
+
+def test_a_checkpoint_keeps_one_process_and_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = saved(tmp_path)
+    part = str(tmp_path / "x.part")
+    (tmp_path / "deadcheck.yaml").write_text("models: [m.pt, n.pt]\n")
+    several = deadcheck("scan", "--checkpoint", part, cwd=tmp_path)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "x")):
+        monkeypatch.setenv(name, value)
+    together = deadcheck(*scan, "--checkpoint", part)
+
+    assert (several.returncode, together.returncode) == (2, 2)
+    assert "--checkpoint keeps one scan, and there are 2 models; name one" in several.stderr
+    assert "--checkpoint keeps one process" in together.stderr
+    assert not Path(part).exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

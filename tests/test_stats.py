@@ -243,6 +243,21 @@ def test_the_input_moments_are_kept_for_silent_units_alone() -> None:
     assert stats.first_fired.tolist() == [-1, 2]
 
 
+def test_a_call_with_no_row_that_counts_adds_nothing() -> None:
+    # Both rows fill up a batch of a program that takes two samples at a time.
+    counter = SiteCounter(known(aten.relu), 3, torch.device("cpu"), {})
+    layout, rows = plan((samples(2), units(3))), Rows(2, 0, keep=slice(0))
+
+    counter.see_input(torch.ones(2, 3), layout, rows)
+    counter.see_output(torch.ones(2, 3), layout, rows)
+    counter.finish_batch(0)
+
+    stats = counter.freeze(SITE)
+    assert (stats.samples, stats.observations) == (0, 0)
+    assert stats.output_min.tolist() == [math.inf] * 3
+    assert stats.positive.tolist() == stats.fired.tolist() == [0] * 3
+
+
 def test_counts_of_two_scans_add_up() -> None:
     generator = torch.Generator().manual_seed(3)
     whole = torch.randn(12, 4, generator=generator)

@@ -58,7 +58,7 @@ def scan(
     from deadcheck.commands.output import check_place, look_of, outputs_of, publish
     from deadcheck.errors import UsageError
     from deadcheck.reports import worst_code
-    from deadcheck.shard import shard_of
+    from deadcheck.shard import WHOLE, shard_of
 
     outputs = outputs_of(format, output or [])
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit)
@@ -80,6 +80,8 @@ def scan(
     own = shard_of(shard)
     if shard is not None and checkpoint is None:
         raise UsageError(f"--shard {shard} counts a part of the data; add --checkpoint FILE, and merge the files")
+    if shard is None and own != WHOLE and checkpoint is not None:
+        raise UsageError("--checkpoint keeps one process; in several give each a --shard I/N, without torchrun")
     if checkpoint is not None:
         check_place("--checkpoint", str(checkpoint))
     run = Run(settings(config, flags), reading, None, own, checkpoint, per_unit=per_unit, quiet=quiet, debug=debug)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deadcheck.commands.inputs import Target, keywords, targets_of
 from deadcheck.commands.output import progress
 from deadcheck.config import Config
-from deadcheck.errors import DeadcheckError, ExitCode, ReportedElsewhere, internal_error
+from deadcheck.errors import DeadcheckError, ExitCode, ReportedElsewhere, UsageError, internal_error
 from deadcheck.record import Record
 from deadcheck.reports import Failure, Outcome
 from deadcheck.shard import WHOLE, Shard
@@ -63,7 +63,10 @@ class Run:
 
 def scans(models: Sequence[Path], run: Run) -> Iterator[Outcome]:
     """Yield the outcome of every model that was named, or that the configuration names."""
-    for target in targets_of(models, run.config):
+    targets = targets_of(models, run.config)
+    if run.checkpoint is not None and len(targets) > 1:
+        raise UsageError(f"--checkpoint keeps one scan, and there are {len(targets)} models; name one")
+    for target in targets:
         with suppress(ReportedElsewhere):
             yield attempted(target.path, partial(_scan, target, run), debug=run.debug)
 
