@@ -6,6 +6,7 @@ The file is safetensors: integers and sums as arrays, all else as JSON in its he
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,6 +128,9 @@ class Scan:
 @dataclass(frozen=True)
 class _Head:
     version: int
+    digest: str
+    """SHA-256 of all the rest: a bit that was lost must not pass for a count."""
+
     scan: Scan
     shard: Shard
     is_complete: bool
@@ -183,8 +187,10 @@ def packed(kept: Kept) -> bytes:
         arrays[f"input.{number}.numbers"] = torch.tensor([*numbers, *state.rest], dtype=torch.float64)
         arrays[f"input.{number}.first"], arrays[f"input.{number}.changed"] = state.first, state.changed
     arrays.update({f"output.{number}": first for number, first in enumerate(part.outputs.first.values())})
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
     head = _Head(
         _VERSION,
+        "",
         kept.scan,
         kept.shard,
         kept.is_complete,
@@ -197,7 +203,7 @@ def packed(kept: Kept) -> bytes:
         part.warnings,
         part.unmatched,
     )
-    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
+    head = replace(head, digest=_digest(head, arrays))
     return safetensors.torch.save(arrays, {_HEAD: msgspec.json.encode(head).decode()})
 
 
@@ -212,7 +218,19 @@ def unpacked(data: bytes) -> Kept:
     head = msgspec.json.decode(metadata[_HEAD], type=_Head)
     if head.version != _VERSION:
         raise ValueError("written by another version of deadcheck")
-    return Kept(head.scan, head.shard, head.is_complete, _part(head, safetensors.torch.load(data)))
+    arrays = safetensors.torch.load(data)
+    if _digest(replace(head, digest=""), arrays) != head.digest:
+        raise ValueError("its numbers are not those that were written")
+    return Kept(head.scan, head.shard, head.is_complete, _part(head, arrays))
+
+
+def _digest(head: _Head, arrays: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(msgspec.json.encode(head))
+    for name in sorted(arrays):
+        tensor = arrays[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _part(head: _Head, arrays: Mapping[str, Tensor]) -> Part:

@@ -168,6 +168,16 @@ def test_a_damaged_file_is_one_sentence(cut: int, tmp_path: Path) -> None:
         parts.load(Path(name))
 
 
+def test_a_bit_that_was_lost_is_no_count(tmp_path: Path) -> None:
+    name, _ = kept(Shard(1, 1), tmp_path)
+    data = bytearray(Path(name).read_bytes())
+    data[-3] ^= 1
+    Path(name).write_bytes(data)
+
+    with pytest.raises(DataError, match="its numbers are not those that were written"):
+        parts.load(Path(name))
+
+
 def test_numbers_of_another_shape_are_refused(tmp_path: Path) -> None:
     _, whole = kept(Shard(1, 1), tmp_path)
     (site, stats), *rest = whole.part.sites.items()

@@ -62,6 +62,7 @@ REPORT = (
     ("gate", "good.pt", "--data", "good.npy", "--baseline", "FILE"),
     ("diff", "FILE", "good.json"),
 )
+PART = (("merge", "FILE"), ("scan", "good.pt", "--data", "good.npy", "--checkpoint", "FILE"))
 
 
 def _bytes(save: Callable[[Any], object]) -> bytes:
@@ -138,6 +139,7 @@ def sources() -> list[Source]:
         Source("strict.yaml", (root / "configs" / "ci-strict.yaml").read_bytes(), SETTINGS),
         Source("pyproject.toml", b"[tool.deadcheck.scan]\nseed = 5\n[tool.deadcheck.thresholds]\ntau = 0.1\n", SETTINGS),
         Source("report.json", Path("good.json").read_bytes(), REPORT),
+        Source("scan.part", Path("good.part").read_bytes(), PART),
     ]  # fmt: skip
     return out
 
@@ -155,6 +157,7 @@ def prepare() -> None:
     np.save("good.npy", np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
     for argv in (
         ("scan", "good.pt", "--data", "good.npy", "-o", "json=good.json", "--per-unit"),
+        ("scan", "good.pt", "--data", "good.npy", "--checkpoint", "good.part"),
         ("inspect", "good.pt"),
     ):
         code, _, err = _called(argv)

@@ -265,7 +265,7 @@ def changed(rng: random.Random, data: bytes, others: Sequence[bytes], name: str 
         aware = of_yaml
     elif data.startswith(b"\x93NUMPY"):
         aware = of_npy
-    elif data[8:9] == b"{" and name.endswith(".safetensors"):
+    elif data[8:9] == b"{" and name.endswith((".safetensors", ".part")):
         aware = of_safetensors
     if aware is None or rng.random() < 0.25:
         aware = rng.choice(BYTES)
