@@ -130,24 +130,25 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=32)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--only", help="part of a network's name")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     rows = []
     print(
         f"torch {torch.__version__}; ratio to a bare loop of {args.batches} batches, median (min-max) of {args.rounds}"
     )
-    print(f"{'network':<22}{'threads':>8}" + "".join(f"{column:>22}" for column in COLUMNS))
+    print(f"{'network':<22}{'threads':>8}" + "".join(f"{column:>22}" for column in args.columns))
     for threads in args.threads:
         torch.set_num_threads(threads)
         for name, (factory, shape) in NETWORKS.items():
             if args.only and args.only not in name:
                 continue
             model, data = prepared(factory), torch.randn(args.batches * shape[0], *shape[1:])
-            ratios: dict[str, list[float]] = {column: [] for column in COLUMNS}
+            ratios: dict[str, list[float]] = {column: [] for column in args.columns}
             for number in range(args.rounds + 1):
                 base = timed(bare, model, data, shape[0])
-                for column, work in COLUMNS.items():
-                    ratio = timed(work, model, data, shape[0]) / base
+                for column in args.columns:
+                    ratio = timed(COLUMNS[column], model, data, shape[0]) / base
                     if number:  # the first round warms up
                         ratios[column].append(ratio)
             cells = [f"{statistics.median(r):.3f} ({min(r):.2f}-{max(r):.2f})" for r in ratios.values()]
