@@ -389,6 +389,7 @@ RULES: dict[str, Rule] = {
          "_scaled_dot_product_attention_math", "scaled_dot_product_attention"),
         products.attention,
     ),
+    "_native_multi_head_attention": products.attention_layer,
     **dict.fromkeys(("mul", "mul_", "div", "div_"), _scale),
     **dict.fromkeys(("add", "add_", "sub", "sub_", "rsub"), _shift),
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros",

@@ -11,52 +11,29 @@ from torch import Tensor
 
 
 def encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *rest: Any) -> Tensor:
-    """Run ``aten::_transformer_encoder_layer_fwd``, shape (batch, tokens, features), as a layer that is not fused.
+    """Run ``aten::_transformer_encoder_layer_fwd``, shape (batch, tokens, features), operator by operator.
 
-    The same operators in the same order as ``torch/nn/modules/transformer.py``, ``TransformerEncoderLayer.forward``.
+    The same operators as in ``aten/src/ATen/native/transformers/transformer.cpp``, in place where they are there, so
+    that the same bits come out and in the same time.
     """
     (qkv, qkv_bias, out, out_bias, use_gelu, norm_first, eps, scale1, shift1, scale2, shift2,
-     widen, widen_bias, narrow, narrow_bias, mask, mask_type) = (*rest, None, None)[:19]  # fmt: skip
-
-    def attend(x: Tensor) -> Tensor:
-        layer = (embed_dim, num_heads, qkv, qkv_bias, out, out_bias)
-        return attention(x, x, x, *layer, mask, need_weights=False, mask_type=mask_type)[0]
-
-    def feed(x: Tensor) -> Tensor:
-        act = F.gelu if use_gelu else F.relu
-        return F.linear(act(F.linear(x, widen, widen_bias)), narrow, narrow_bias)
+     widen, widen_bias, narrow, narrow_bias, mask, mask_type) = (*rest, None, None)[:17]  # fmt: skip
 
     def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return F.layer_norm(x, (embed_dim,), scale, shift, eps)
 
-    if norm_first:
-        src = src + attend(norm(src, scale1, shift1))
-        return src + feed(norm(src, scale2, shift2))
-    src = norm(src + attend(src), scale1, shift1)
-    return norm(src + feed(src), scale2, shift2)
-
-
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_heads: int, qkv: Tensor, qkv_bias: Tensor,
-    out: Tensor, out_bias: Tensor, mask: Tensor | None = None, need_weights: bool = True, average: bool = True,
-    mask_type: int | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Run ``aten::_native_multi_head_attention``, shape (batch, tokens, features), as ``torch.nn.functional`` does."""
-    padding = mask if mask_type == 1 else None
-    over = mask if mask_type != 1 else None
-    if over is not None and over.dim() == 4:
-        over = over.reshape(-1, *over.shape[2:])
-    attended, weights = F.multi_head_attention_forward(
-        query.transpose(1, 0), key.transpose(1, 0), value.transpose(1, 0), embed_dim, num_heads, qkv, qkv_bias,
-        None, None, False, 0.0, out, out_bias, training=False, key_padding_mask=padding, need_weights=need_weights,
-        attn_mask=over, average_attn_weights=average,
-    )  # fmt: skip
-    return attended.transpose(1, 0), query.new_empty(0) if weights is None else weights
+    x = norm(src, scale1, shift1) if norm_first else src
+    layer = (embed_dim, num_heads, qkv, qkv_bias, out, out_bias)
+    x = torch._native_multi_head_attention(x, x, x, *layer, mask, False, True, mask_type)[0].add_(src)
+    x = x if norm_first else norm(x, scale1, shift1)
+    hidden = F.linear(norm(x, scale2, shift2) if norm_first else x, widen, widen_bias)
+    hidden = torch.ops.aten.gelu_(hidden) if use_gelu else hidden.relu_()
+    y = F.linear(hidden, narrow, narrow_bias).add_(x)
+    return y if norm_first else norm(y, scale2, shift2)
 
 
 FUSED: dict[str, Callable[..., Any]] = {
     "_transformer_encoder_layer_fwd": encoder_layer,
-    "_native_multi_head_attention": attention,
 }
 """Operators of aten that are run in parts, by name."""
 

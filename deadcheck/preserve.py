@@ -89,14 +89,13 @@ class _Switch:
                     self._write(self._was)
 
 
-_FAST_PATH = _Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
 _OPTIMISED = _Switch(torch._C._get_graph_executor_optimize, torch._C._set_graph_executor_optimize)
 
 
 @contextmanager
 def nothing_fused() -> Iterator[None]:
-    """Keep encoder layers and TorchScript programs from running fused, which hides the activation inside."""
-    with _FAST_PATH.off(), _OPTIMISED.off():
+    """Keep TorchScript programs from running fused, which hides the activation inside."""
+    with _OPTIMISED.off():
         yield
 
 

@@ -356,9 +356,11 @@ class Probe:
         if isinstance(func, HigherOrderOperator):
             return self._run_higher_order(func, args, kwargs)
         name, rule, resolve, in_parts = self._rule_of(func)
+        if name == "_nested_tensor_from_mask_left_aligned":
+            return False  # or an encoder would run on nested tensors, which have no axes
         if in_parts is not None:
             if not any(tensor.is_nested for tensor in _flat(args)):
-                with self._mode:
+                with self._mode, self._inside(name):
                     return in_parts(*args, **kwargs)
             self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
         activation = resolve(args, kwargs) if resolve is not None else None
@@ -375,6 +377,21 @@ class Probe:
         elif name == "sin" and isinstance(known := self._look(args[0]), Flow) and known.axis_from:
             self._skip("aten.sin", self._path(), "a sine of a layer's output may be its activation; not measured")
         return output
+
+    @contextmanager
+    def _inside(self, name: str) -> Iterator[None]:
+        """Stand where an operator would that is part of a fused one: an encoder layer's may be a module of its own."""
+        layer = self._stack[-1] if self._stack else None
+        if name != "_transformer_encoder_layer_fwd" or not isinstance(layer, nn.TransformerEncoderLayer):
+            yield
+            return
+        self._ran.update(self._names[module] for module in layer.modules() if module in self._names)
+        inner = [module for module in layer.children() if module is layer.activation]
+        self._stack += inner
+        try:
+            yield
+        finally:
+            del self._stack[len(self._stack) - len(inner) :]
 
     def _move(self, batch: _Batch, args: tuple[Any, ...]) -> None:
         """Follow a mark of a program to where it stands now."""

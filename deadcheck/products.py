@@ -193,3 +193,12 @@ def attention(call: Call) -> Result | None:
         return None
     axes = (*value.axes[:-2], demote(query.axes[-2]), value.axes[-1])
     return [value._replace(axes=axes)]
+
+
+def attention_layer(call: Call) -> Result | None:
+    """Carry a whole attention layer, shape (N, T, E): its output layer's features come out, its weights stay untold."""
+    known = call.look(call.args[0])
+    call.feeds(call.weight(5))
+    lead = (demote(axis) for axis in axes_or_fresh(known, call.args[0], call.batch)[:-1])
+    out = Flow((*lead, units(call.shape[-1])), call.feeds(call.weight(7)), "linear", rows=rows_of(known))
+    return [out, *[None] * (len(call.outputs) - 1)]

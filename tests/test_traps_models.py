@@ -453,6 +453,39 @@ def test_the_activation_inside_the_fused_operator_of_a_scripted_encoder_layer_is
     assert diagnosis.sites[0].stats.zeros.tolist() == (hidden <= 0).sum((0, 1)).tolist()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu", nn.ReLU(), nn.GELU()])
+def test_an_encoder_layer_is_counted_on_the_very_values_of_the_fused_operator(
+    activation: str | nn.Module, norm_first: bool, masked: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 6, activation=activation, norm_first=norm_first, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
+    data: dict[str, Tensor] = {"src": uniform(8, 3, 4)}
+    if masked:
+        data["src_key_padding_mask"] = torch.tensor([[False, False, True]] * 8)
+    outputs: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    diagnosis = deadcheck.scan(model, data)
+
+    handle.remove()
+    assert [site.stats.site.fed_by for site in diagnosis] == [("layers.0.linear1",), ("layers.1.linear1",)]
+    assert [site.stats.observations for site in diagnosis] == [24, 24]  # 8 samples of 3 tokens, padding included
+    assert diagnosis.measurement.skipped == ()
+    with torch.no_grad():
+        alone = layer_by_layer(model, **data)
+    assert torch.equal(outputs[0], alone)
+    assert isinstance(activation, nn.Module) == diagnosis.sites[0].stats.site.key.endswith("activation")
+
+
+def layer_by_layer(model: nn.TransformerEncoder, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:
+    """Run an encoder on the fused operators of torch, without nested tensors."""
+    for layer in model.layers:
+        src = layer(src, src_key_padding_mask=src_key_padding_mask)
+    return src
+
+
 # Which axis holds the units.
 
 
