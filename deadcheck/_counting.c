@@ -18,6 +18,7 @@
 #define LANES 16
 #define CHUNK 256
 #define TILE 64
+#define WORTH_SHARING (1 << 16) /* values; fewer are counted before another thread has woken up */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -32,6 +33,12 @@
 #endif
 
 typedef Py_ssize_t Size;
+
+/* torch's own pool of threads, as kernel.py finds it; a second pool would fight with it for the processors. */
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*ThreadNumber)(void);
+static Parallel parallel = NULL;
+static ThreadNumber thread_number = NULL;
 
 enum { RECTIFIER, INPUT, SQUASHED, OUTPUT };
 
@@ -159,11 +166,14 @@ INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, const Counts
     if (c->silent && c->silent[unit]) add_plain(x, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
 }
 
-/* Values ordered (samples, units, positions). */
-INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, const Counts *c, int kind) {
+/* Values ordered (samples, units, positions); units from `first` to before `end`. */
+INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end, const Counts *c,
+                       int kind) {
     for (Size sample = 0; sample < samples; sample++)
-        for (Size unit = 0; unit < units; unit++, x += positions)
-            count_row(x, positions, unit, sample * units + unit, c, kind);
+        for (Size unit = first; unit < end; unit++) {
+            const Size at = sample * units + unit;
+            count_row(x + at * positions, positions, unit, at, c, kind);
+        }
 }
 
 /* `height` rows from row `top` on, of `width` units from unit `first` on. */
@@ -245,32 +255,59 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size
 
 /* Values ordered (samples, positions, units): TILE rows of CHUNK units at a time. The counts of a chunk stay in the
  * first-level cache, and the rows of a tile on few enough pages for the processor to remember where they are. */
-INLINE void count_columns(const int32_t *x, Size samples, Size units, Size positions, const Counts *c, int kind) {
+INLINE void count_columns(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end,
+                          const Counts *c, int kind) {
     const Size rows = samples * positions;
     for (Size top = 0; top < rows; top += TILE)
-        for (Size first = 0; first < units; first += CHUNK)
-            count_tile(x + top * units + first, top, rows - top < TILE ? rows - top : TILE, first,
-                       units - first < CHUNK ? units - first : CHUNK, units, positions, c, kind);
+        for (Size left = first; left < end; left += CHUNK)
+            count_tile(x + top * units + left, top, rows - top < TILE ? rows - top : TILE, left,
+                       end - left < CHUNK ? end - left : CHUNK, units, positions, c, kind);
 }
 
 /* One function per kind and order, and per set of vector instructions. */
 #define DEFINE(kind, name)                                                                                             \
-    CLONES static void name##_rows(const int32_t *x, Size s, Size u, Size p, const Counts *c) {                        \
-        count_rows(x, s, u, p, c, kind);                                                                               \
+    CLONES static void name##_rows(const int32_t *x, Size s, Size u, Size p, Size from, Size to, const Counts *c) {    \
+        count_rows(x, s, u, p, from, to, c, kind);                                                                     \
     }                                                                                                                  \
-    CLONES static void name##_columns(const int32_t *x, Size s, Size u, Size p, const Counts *c) {                     \
-        count_columns(x, s, u, p, c, kind);                                                                            \
+    CLONES static void name##_columns(const int32_t *x, Size s, Size u, Size p, Size from, Size to, const Counts *c) { \
+        count_columns(x, s, u, p, from, to, c, kind);                                                                  \
     }
 DEFINE(RECTIFIER, rectifier)
 DEFINE(INPUT, input)
 DEFINE(SQUASHED, squashed)
 DEFINE(OUTPUT, output)
 
-typedef void (*Kernel)(const int32_t *, Size, Size, Size, const Counts *);
+typedef void (*Kernel)(const int32_t *, Size, Size, Size, Size, Size, const Counts *);
 static const Kernel KERNELS[4][2] = {{rectifier_rows, rectifier_columns},
                                      {input_rows, input_columns},
                                      {squashed_rows, squashed_columns},
                                      {output_rows, output_columns}};
+
+/* What the threads of one call share. Each counts units of its own, so that no sum depends on their number. */
+typedef struct {
+    Kernel kernel;
+    const int32_t *x;
+    Size samples, units, positions, share;
+    const Counts *c;
+} Work;
+
+static void count_share(void *shared) {
+    const Work *w = shared;
+    const Size first = w->share < w->units ? thread_number() * w->share : 0;
+    const Size end = first + w->share < w->units ? first + w->share : w->units;
+    if (first < end) w->kernel(w->x, w->samples, w->units, w->positions, first, end, w->c);
+}
+
+/* Share out the units to as many threads, in steps of a cache line of floats. */
+static void count_all(Kernel kernel, const int32_t *x, Size samples, Size units, Size positions, const Counts *c,
+                      int threads) {
+    const Size even = (units + threads - 1) / threads, share = (even + LANES - 1) / LANES * LANES;
+    Work work = {kernel, x, samples, units, positions, share, c};
+    if (parallel == NULL || threads < 2 || share >= units || samples * units * positions < WORTH_SHARING)
+        kernel(x, samples, units, positions, 0, units, c);
+    else
+        parallel(count_share, &work, (unsigned)threads, 0);
+}
 
 /* Totals of a site, in the order in which kernel.py gives their addresses. */
 typedef struct {
@@ -319,22 +356,23 @@ static int32_t key_of_float(float value) {
 static int is_finite(double value) { return value - value == 0; }
 
 static const char COUNT_DOC[] =
-    "count(kind, units_last, data, samples, units, positions, totals, silent, on, border_low, border_high, border_on)\n"
+    "count(kind, units_last, data, samples, units, positions, totals, silent, on, border_low, border_high, border_on,\n"
+    "      threads)\n"
     "--\n\n"
     "Count float32 values at the address `data` and add to `totals`, a tuple of addresses; 0 leaves `silent` or `on` out.\n"
     "Return False, with nothing added, where a value or its square is not finite.";
 
 static PyObject *count(PyObject *self, PyObject *args) {
-    int kind, units_last;
+    int kind, units_last, threads;
     unsigned long long data, silent, on, t[N_TOTALS];
     Size samples, units, positions;
     float border_low, border_high, border_on;
-    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKK)KKfff", &kind, &units_last, &data, &samples, &units, &positions,
+    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKK)KKfffi", &kind, &units_last, &data, &samples, &units, &positions,
                           &t[0], &t[1], &t[2], &t[3], &t[4], &t[5], &t[6], &t[7], &t[8], &t[9], &t[10], &t[11],
-                          &silent, &on, &border_low, &border_high, &border_on))
+                          &silent, &on, &border_low, &border_high, &border_on, &threads))
         return NULL;
-    if (kind < RECTIFIER || kind > OUTPUT || samples < 0 || units < 0 || positions < 0) {
-        PyErr_SetString(PyExc_ValueError, "no such kind of count, or a negative size");
+    if (kind < RECTIFIER || kind > OUTPUT || threads < 1 || samples < 0 || units < 0 || positions < 0) {
+        PyErr_SetString(PyExc_ValueError, "no such kind of count, a negative size, or no thread");
         return NULL;
     }
     const size_t n = (size_t)units;
@@ -354,7 +392,7 @@ static PyObject *count(PyObject *self, PyObject *args) {
         c.low[u] = INT32_MAX;
         c.high[u] = INT32_MIN;
     }
-    KERNELS[kind][units_last != 0]((const int32_t *)(uintptr_t)data, samples, units, positions, &c);
+    count_all(KERNELS[kind][units_last != 0], (const int32_t *)(uintptr_t)data, samples, units, positions, &c, threads);
     for (size_t u = 0; u < n; u++)
         finite &= c.low[u] > -INFINITE - 1 && c.high[u] < INFINITE && is_finite(c.square_sum[u]) &&
                   is_finite(c.plain_square_sum[u]);
@@ -443,9 +481,23 @@ static PyObject *fire(PyObject *self, PyObject *args) {
     return PyBool_FromLong(left);
 }
 
+static const char USE_DOC[] =
+    "use_threads(parallel, thread_number)\n"
+    "--\n\n"
+    "Share large counts out to the threads of GOMP_parallel and omp_get_thread_num, which stand at these addresses.";
+
+static PyObject *use_threads(PyObject *self, PyObject *args) {
+    unsigned long long parallel_at, number_at;
+    if (!PyArg_ParseTuple(args, "KK", &parallel_at, &number_at)) return NULL;
+    parallel = (Parallel)(uintptr_t)parallel_at;
+    thread_number = (ThreadNumber)(uintptr_t)number_at;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef METHODS[] = {{"count", count, METH_VARARGS, COUNT_DOC},
                                 {"fire", fire, METH_VARARGS, FIRE_DOC},
                                 {"settle", settle_sums, METH_VARARGS, SETTLE_DOC},
+                                {"use_threads", use_threads, METH_VARARGS, USE_DOC},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_counting", "One pass over a tensor of activations.", 0,
                                     METHODS, NULL, NULL, NULL, NULL};

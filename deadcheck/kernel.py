@@ -5,9 +5,12 @@ It takes float32 on a CPU. Where it is not built, or a value is not finite, ``co
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import IntEnum
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +25,19 @@ except ImportError:  # no compiler where it was installed
     _BUILT = False
 else:
     _BUILT = True
+
+
+def _use_threads() -> None:
+    """Let the kernel run on the threads that torch's operators run on, where they are OpenMP's."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        names = ("GOMP_parallel", "omp_get_thread_num")
+        parallel, number = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names)
+        _counting.use_threads(parallel, number)
+
+
+if _BUILT:
+    _use_threads()
 
 
 class Kind(IntEnum):
@@ -74,7 +90,17 @@ class Kernel:
         address, totals = x.data_ptr(), self._totals
         units_last = values.units_last or n_positions == 1  # the same memory, and rows of 1 are slow
         return _counting.count(
-            kind, units_last, address, x.shape[0], n_units, n_positions, totals, silent, on, *self._borders
+            kind,
+            units_last,
+            address,
+            x.shape[0],
+            n_units,
+            n_positions,
+            totals,
+            silent,
+            on,
+            *self._borders,
+            torch.get_num_threads(),
         )
 
 
@@ -89,17 +115,23 @@ def moments_of(values: Tensor) -> tuple[float, float, float, float] | None:
     """Return the least and the largest of all values, their sum and the sum of their squares; None if it cannot."""
     if not _BUILT or values.dtype != torch.float32 or values.device.type != "cpu" or not values.is_contiguous():
         return None
-    inf = torch.full((1,), math.inf, dtype=torch.float64)
-    reals = {name: torch.zeros(1, dtype=torch.float64) for name in TOTALS}
-    counts = {name: torch.zeros(1, dtype=torch.int64) for name in ("positive", "zeros", "flat")}
+    parts = _PARTS if values.numel() % _PARTS == 0 else 1
+    reals = {name: torch.zeros(parts, dtype=torch.float64) for name in TOTALS}
+    counts = {name: torch.zeros(parts, dtype=torch.int64) for name in ("positive", "zeros", "flat")}
+    inf = torch.full((parts,), math.inf, dtype=torch.float64)
     totals = {**reals, **counts, "output_min": inf, "output_max": -inf}
-    addresses = tuple(totals[name].data_ptr() for name in TOTALS)
-    if not _counting.count(Kind.OUTPUT, False, values.data_ptr(), 1, 1, values.numel(), addresses, 0, 0, 0.0, 0.0, 0.0):
+    addresses, size = tuple(totals[name].data_ptr() for name in TOTALS), values.numel() // parts
+    threads = torch.get_num_threads()
+    if not _counting.count(
+        Kind.OUTPUT, False, values.data_ptr(), 1, parts, size, addresses, 0, 0, 0.0, 0.0, 0.0, threads
+    ):
         return None
-    low, high, total, squares = (
-        float(totals[name]) for name in ("output_min", "output_max", "output_sum", "output_square_sum")
-    )
-    return low, high, total, squares
+    total, squares = (float(totals[name].sum()) for name in ("output_sum", "output_square_sum"))
+    return float(totals["output_min"].min()), float(totals["output_max"].max()), total, squares
+
+
+_PARTS = 64
+"""Pieces of a tensor that are summed alone: as many whatever the number of threads, so that the sums are the same."""
 
 
 def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfired: Tensor) -> bool:

@@ -198,6 +198,24 @@ def test_counts_equal_brute_force_at_the_seams(
     check(name, stats, kept)
 
 
+@pytest.mark.parametrize(
+    ("form", "size"), [("maps", (3, 33, 40, 41)), ("features", (300, 700, 1, 1)), ("tokens", (3, 70, 500, 1))]
+)
+@pytest.mark.parametrize("name", ["relu", "gelu", "tanh", "hardshrink"])
+def test_the_number_of_threads_changes_no_bit(name: str, form: str, size: tuple[int, int, int, int]) -> None:
+    values = torch.randn(math.prod(size), generator=torch.Generator().manual_seed(0)) - 2  # so that some are silent
+    before, seen = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        stats, kept = run(name, form, [size, size], lambda shape: values.clone().view(shape))
+        check(name, stats, kept)
+        seen.append(stats)
+    torch.set_num_threads(before)
+
+    if kernel.is_built():  # torch's own sums depend on the threads
+        assert all(stats.equals(seen[0]) for stats in seen)
+
+
 def test_a_square_too_large_for_a_float_is_summed_all_the_same() -> None:
     # 1e20 squared is beyond float32; nothing here is infinite.
     stats, _ = run("relu", "features", [(2, 2, 1, 1)], lambda size: torch.tensor([[1e20, -1e20], [1.0, -1.0]]))
