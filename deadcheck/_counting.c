@@ -2,7 +2,8 @@
  *
  * Floats are compared as integers: with the lower 31 bits of a negative number flipped, the order of the bit patterns is
  * the order of the numbers, -0 lies right below +0, and NaN lies beyond the infinities. So minima, maxima and counts are
- * integer reductions, which every compiler vectorises, and a value that is not finite shows in the extremes. Sums run in
+ * integer reductions, which every compiler vectorises, and a value that is not finite shows in the extremes. A rectifier
+ * counts those too, and its output can be written in the same pass; other kinds leave the call to counting.py. Sums run in
  * LANES lanes of float over at most BLOCK values and go on in double, in an order that no compiler may change: the same
  * numbers come out on every machine.
  *
@@ -18,6 +19,7 @@
 #define LANES 16
 #define CHUNK 256
 #define TILE 64
+#define ROW 4096
 #define WORTH_SHARING (1 << 16) /* values; fewer are counted before another thread has woken up */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
@@ -48,10 +50,12 @@ typedef struct {
     int64_t *positive;                    /* x > 0 */
     int64_t *zeros;                       /* x == 0 */
     int64_t *flat;                        /* x <= border_low or x >= border_high */
+    int64_t *nonfinite, *nan;             /* of a RECTIFIER */
     double *sum, *abs_sum, *square_sum;   /* of x; of max(x, 0) for a RECTIFIER */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
     const uint8_t *silent;                /* units that have never fired; NULL to leave the plain sums out */
     uint8_t *on;                          /* (samples, units): set to 1 where any x is on; NULL to leave it out */
+    int32_t *out; /* where a RECTIFIER writes its output, which may be its input; NULL to leave it out */
     int32_t border_low, border_high, border_on;
 } Counts;
 
@@ -116,10 +120,48 @@ INLINE void add_plain(const int32_t *x, Size n, double *sum, double *square_sum)
     }
 }
 
+static int is_finite(double value) { return value - value == 0; }
+
+/* Count `n` inputs of a RECTIFIER one by one, as some are not finite or have squares beyond a float. The first of them
+ * stands in row `row` of all, and they are `step` values apart. */
+static void count_carefully(const int32_t *x, Size n, Size step, Size row, Size positions, Size unit, Size units,
+                            const Counts *c) {
+    for (Size i = 0; i < n; i++) {
+        const int32_t bits = x[i * step], key = key_of(bits), magnitude = bits & 0x7fffffff;
+        const double value = float_of(bits);
+        c->nonfinite[unit] += magnitude >= INFINITE;
+        if (c->silent && c->silent[unit]) {
+            c->plain_sum[unit] += value;
+            c->plain_square_sum[unit] += value * value;
+        }
+        if (magnitude > INFINITE) {
+            c->nan[unit]++;
+            continue;
+        }
+        c->low[unit] = LESSER(c->low[unit], key);
+        c->high[unit] = GREATER(c->high[unit], key);
+        c->positive[unit] += key > 0;
+        if (c->on) c->on[(row + i) / positions * units + unit] |= key > c->border_on;
+        if (magnitude < INFINITE && key > 0) {
+            c->sum[unit] += value;
+            c->square_sum[unit] += value * value;
+        }
+    }
+}
+
+/* Write max(x, 0) as torch does: -0 and NaN stay as they are. */
+INLINE void rectify(const int32_t *x, int32_t *out, Size n) {
+    for (Size i = 0; i < n; i++) {
+        const int32_t bits = x[i];
+        out[i] = (key_of(bits) >= -1) | ((bits & 0x7fffffff) > INFINITE) ? bits : 0;
+    }
+}
+
 /* One row of `n` values of a single unit. */
-INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, const Counts *c, int kind) {
+INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, Size units, const Counts *c, int kind) {
     int32_t low = INT32_MAX, high = INT32_MIN;
-    int64_t flat = 0;
+    int64_t positive = 0, zeros = 0, flat = 0;
+    double sum = 0, abs_sum = 0, square_sum = 0, plain_sum = 0, plain_square_sum = 0;
     for (Size start = 0; start < n; start += BLOCK) {
         const Size stop = n - start < BLOCK ? n : start + BLOCK;
         Lanes lanes = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
@@ -142,12 +184,12 @@ INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, const Counts
         high = GREATER(high, lanes.high[0]);
         if (kind != OUTPUT) {
             FOLD(lanes.positive, ADD)
-            c->positive[unit] += lanes.positive[0];
+            positive += lanes.positive[0];
         } else {
             FOLD(lanes.zeros, ADD)
             FOLD(lanes.abs_sum, ADD)
-            c->zeros[unit] += lanes.zeros[0];
-            c->abs_sum[unit] += lanes.abs_sum[0];
+            zeros += lanes.zeros[0];
+            abs_sum += lanes.abs_sum[0];
         }
         if (kind == INPUT || kind == SQUASHED) {
             FOLD(lanes.flat, ADD)
@@ -155,15 +197,27 @@ INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, const Counts
         } else {
             FOLD(lanes.sum, ADD)
             FOLD(lanes.square_sum, ADD)
-            c->sum[unit] += lanes.sum[0];
-            c->square_sum[unit] += lanes.square_sum[0];
+            sum += lanes.sum[0];
+            square_sum += lanes.square_sum[0];
         }
     }
-    c->low[unit] = LESSER(c->low[unit], low);
-    c->high[unit] = GREATER(c->high[unit], high);
-    c->flat[unit] += flat;
-    if (c->on) c->on[at] |= kind == SQUASHED ? flat < n : high > c->border_on;
-    if (c->silent && c->silent[unit]) add_plain(x, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
+    if (c->silent && c->silent[unit]) add_plain(x, n, &plain_sum, &plain_square_sum);
+    if (kind == RECTIFIER && !(low > -INFINITE - 1 && high < INFINITE && is_finite(square_sum + plain_square_sum))) {
+        count_carefully(x, n, 1, at / units * n, n, unit, units, c);
+    } else {
+        c->low[unit] = LESSER(c->low[unit], low);
+        c->high[unit] = GREATER(c->high[unit], high);
+        c->positive[unit] += positive;
+        c->zeros[unit] += zeros;
+        c->flat[unit] += flat;
+        c->sum[unit] += sum;
+        c->abs_sum[unit] += abs_sum;
+        c->square_sum[unit] += square_sum;
+        c->plain_sum[unit] += plain_sum;
+        c->plain_square_sum[unit] += plain_square_sum;
+        if (c->on) c->on[at] |= kind == SQUASHED ? flat < n : high > c->border_on;
+    }
+    if (kind == RECTIFIER && c->out) rectify(x, c->out + at * n, n);
 }
 
 /* Values ordered (samples, units, positions); units from `first` to before `end`. */
@@ -172,7 +226,7 @@ INLINE void count_rows(const int32_t *x, Size samples, Size units, Size position
     for (Size sample = 0; sample < samples; sample++)
         for (Size unit = first; unit < end; unit++) {
             const Size at = sample * units + unit;
-            count_row(x + at * positions, positions, unit, at, c, kind);
+            count_row(x + at * positions, positions, unit, at, units, c, kind);
         }
 }
 
@@ -212,11 +266,13 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size
             uint8_t *on = c->on + (top + r) * units + first;
             for (Size i = 0; i < width; i++) {
                 const int32_t key = key_of(row[i]);
-                on[i] |= kind == SQUASHED ? (key > c->border_low) & (key < c->border_high) : key > c->border_on;
+                on[i] |= kind == SQUASHED ? (key > c->border_low) & (key < c->border_high)
+                                          : (key > c->border_on) & (key <= INFINITE);
             }
         } else if (c->on && (r == height - 1 || (top + r + 1) % positions == 0)) { /* the last row of a sample here */
             uint8_t *on = c->on + (top + r) / positions * units + first;
-            for (Size i = 0; i < width; i++) on[i] |= kind == SQUASHED ? inside[i] : peak[i] > c->border_on;
+            for (Size i = 0; i < width; i++) 
+                on[i] |= kind == SQUASHED ? inside[i] : (peak[i] > c->border_on) & (peak[i] <= INFINITE);
             for (Size i = 0; i < width; i++) {
                 high[i] = GREATER(high[i], peak[i]);
                 peak[i] = INT32_MIN;
@@ -224,10 +280,27 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size
             }
         }
     }
+    float plain[CHUNK], plain_squares[CHUNK];
     int any_silent = 0;
+    for (Size i = 0; i < width; i++) {
+        plain[i] = plain_squares[i] = 0;
+        any_silent |= c->silent && c->silent[first + i];
+    }
+    row = x;
+    for (Size r = 0; any_silent && r < height; r++, row += units) /* the tile is in the cache by now */
+        for (Size i = 0; i < width; i++) {
+            plain[i] += float_of(row[i]);
+            plain_squares[i] += float_of(row[i]) * float_of(row[i]);
+        }
     for (Size i = 0; i < width; i++) {
         const Size unit = first + i;
         const int32_t top_key = GREATER(high[i], peak[i]);
+        const int is_silent = any_silent && c->silent[unit];
+        if (kind == RECTIFIER && !(low[i] > -INFINITE - 1 && top_key < INFINITE && is_finite(q[i]) &&
+                                   (!is_silent || is_finite(plain_squares[i])))) {
+            count_carefully(x + i, height, units, top, positions, unit, units, c);
+            continue;
+        }
         c->low[unit] = LESSER(c->low[unit], low[i]);
         c->high[unit] = GREATER(c->high[unit], top_key);
         c->positive[unit] += positive[i];
@@ -236,21 +309,13 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size
         c->sum[unit] += s[i];
         c->abs_sum[unit] += a[i];
         c->square_sum[unit] += q[i];
-        any_silent |= c->silent && c->silent[unit];
+        if (is_silent) {
+            c->plain_sum[unit] += plain[i];
+            c->plain_square_sum[unit] += plain_squares[i];
+        }
     }
-    if (!any_silent) return;
-    for (Size i = 0; i < width; i++) s[i] = q[i] = 0;
-    row = x;
-    for (Size r = 0; r < height; r++, row += units) /* the tile is in the cache by now */
-        for (Size i = 0; i < width; i++) {
-            s[i] += float_of(row[i]);
-            q[i] += float_of(row[i]) * float_of(row[i]);
-        }
-    for (Size i = 0; i < width; i++)
-        if (c->silent[first + i]) {
-            c->plain_sum[first + i] += s[i];
-            c->plain_square_sum[first + i] += q[i];
-        }
+    if (kind == RECTIFIER && c->out)
+        for (Size r = 0; r < height; r++) rectify(x + r * units, c->out + (top + r) * units + first, width);
 }
 
 /* Values ordered (samples, positions, units): TILE rows of CHUNK units at a time. The counts of a chunk stay in the
@@ -312,31 +377,33 @@ static void count_all(Kernel kernel, const int32_t *x, Size samples, Size units,
 /* Totals of a site, in the order in which kernel.py gives their addresses. */
 typedef struct {
     double *input_low, *input_high, *output_low, *output_high;
-    int64_t *positive, *zeros, *flat;
+    int64_t *positive, *zeros, *flat, *nonfinite;
     double *sum, *abs_sum, *square_sum, *plain_sum, *plain_square_sum; /* of the running batch */
 } Totals;
-#define N_TOTALS 12
+#define N_TOTALS 13
 
 INLINE void extend(double *low, double *high, double from, double to) {
     if (from < *low) *low = from;
     if (to > *high) *high = to;
 }
 
-/* Add what a call counted to the totals; all of it was finite, and `n` values a unit. */
+/* Add what a call counted to the totals, `n` values a unit. */
 static void add(const Counts *c, const Totals *t, Size units, int64_t n, int kind) {
     for (Size u = 0; u < units; u++) {
+        const int is_seen = c->low[u] <= c->high[u]; /* or every value was NaN */
         const double low = float_of(key_of(c->low[u])), high = float_of(key_of(c->high[u]));
         if (kind == OUTPUT) {
-            extend(&t->output_low[u], &t->output_high[u], low, high);
+            if (is_seen) extend(&t->output_low[u], &t->output_high[u], low, high);
             t->zeros[u] += c->zeros[u];
         } else {
-            extend(&t->input_low[u], &t->input_high[u], low, high);
+            if (is_seen) extend(&t->input_low[u], &t->input_high[u], low, high);
             t->positive[u] += c->positive[u];
-            t->flat[u] += kind == RECTIFIER ? n - c->positive[u] : c->flat[u];
+            t->flat[u] += kind == RECTIFIER ? n - c->positive[u] - c->nan[u] : c->flat[u];
         }
         if (kind == RECTIFIER) { /* the output is 0 exactly where the input is not above 0 */
-            extend(&t->output_low[u], &t->output_high[u], low > 0 ? low : 0, high > 0 ? high : 0);
-            t->zeros[u] += n - c->positive[u];
+            if (is_seen) extend(&t->output_low[u], &t->output_high[u], low > 0 ? low : 0, high > 0 ? high : 0);
+            t->zeros[u] += n - c->positive[u] - c->nan[u];
+            t->nonfinite[u] += c->nonfinite[u];
             t->abs_sum[u] += c->sum[u];
         }
         if (kind == OUTPUT) t->abs_sum[u] += c->abs_sum[u];
@@ -353,36 +420,40 @@ static int32_t key_of_float(float value) {
     return key_of(bits);
 }
 
-static int is_finite(double value) { return value - value == 0; }
-
 static const char COUNT_DOC[] =
     "count(kind, units_last, data, samples, units, positions, totals, silent, on, border_low, border_high, border_on,\n"
-    "      threads)\n"
+    "      threads, out)\n"
     "--\n\n"
-    "Count float32 values at the address `data` and add to `totals`, a tuple of addresses; 0 leaves `silent` or `on` out.\n"
-    "Return False, with nothing added, where a value or its square is not finite.";
+    "Count float32 values at the address `data` and add to `totals`, a tuple of addresses; 0 leaves `silent`, `on`\n"
+    "or `out` out. A rectifier also writes max(x, 0) to the address `out`, which may be `data`. Return False, with\n"
+    "nothing added, where a value or its square is not finite and the kind is no rectifier.";
 
 static PyObject *count(PyObject *self, PyObject *args) {
     int kind, units_last, threads;
-    unsigned long long data, silent, on, t[N_TOTALS];
+    unsigned long long data, silent, on, out, t[N_TOTALS];
     Size samples, units, positions;
     float border_low, border_high, border_on;
-    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKK)KKfffi", &kind, &units_last, &data, &samples, &units, &positions,
+    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKKK)KKfffiK", &kind, &units_last, &data, &samples, &units, &positions,
                           &t[0], &t[1], &t[2], &t[3], &t[4], &t[5], &t[6], &t[7], &t[8], &t[9], &t[10], &t[11],
-                          &silent, &on, &border_low, &border_high, &border_on, &threads))
+                          &t[12], &silent, &on, &border_low, &border_high, &border_on, &threads, &out))
         return NULL;
     if (kind < RECTIFIER || kind > OUTPUT || threads < 1 || samples < 0 || units < 0 || positions < 0) {
         PyErr_SetString(PyExc_ValueError, "no such kind of count, a negative size, or no thread");
         return NULL;
     }
     const size_t n = (size_t)units;
-    int64_t *ints = calloc(n + 1, 3 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(int32_t));
+    int64_t *ints = calloc(n + 1, 5 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(int32_t));
     if (ints == NULL) return PyErr_NoMemory();
-    double *reals = (double *)(ints + 3 * n);
+    double *reals = (double *)(ints + 5 * n);
     int32_t *keys = (int32_t *)(reals + 5 * n);
-    const Counts c = {keys, keys + n, ints, ints + n, ints + 2 * n, reals, reals + n, reals + 2 * n, reals + 3 * n,
-                      reals + 4 * n, (const uint8_t *)(uintptr_t)silent, (uint8_t *)(uintptr_t)on,
-                      key_of_float(border_low), key_of_float(border_high), key_of_float(border_on)};
+    const Counts c = {.low = keys, .high = keys + n,
+                      .positive = ints, .zeros = ints + n, .flat = ints + 2 * n, .nonfinite = ints + 3 * n, .nan = ints + 4 * n,
+                      .sum = reals, .abs_sum = reals + n, .square_sum = reals + 2 * n,
+                      .plain_sum = reals + 3 * n, .plain_square_sum = reals + 4 * n,
+                      .silent = (const uint8_t *)(uintptr_t)silent, .on = (uint8_t *)(uintptr_t)on,
+                      .out = (int32_t *)(uintptr_t)out,
+                      .border_low = key_of_float(border_low), .border_high = key_of_float(border_high),
+                      .border_on = key_of_float(border_on)};
     Totals totals;
     void **address = (void **)&totals;
     for (int i = 0; i < N_TOTALS; i++) address[i] = (void *)(uintptr_t)t[i];
@@ -393,7 +464,7 @@ static PyObject *count(PyObject *self, PyObject *args) {
         c.high[u] = INT32_MIN;
     }
     count_all(KERNELS[kind][units_last != 0], (const int32_t *)(uintptr_t)data, samples, units, positions, &c, threads);
-    for (size_t u = 0; u < n; u++)
+    for (size_t u = 0; u < n && kind != RECTIFIER; u++)
         finite &= c.low[u] > -INFINITE - 1 && c.high[u] < INFINITE && is_finite(c.square_sum[u]) &&
                   is_finite(c.plain_square_sum[u]);
     if (finite) add(&c, &totals, units, (int64_t)samples * positions, kind);
@@ -406,10 +477,10 @@ static PyObject *count(PyObject *self, PyObject *args) {
 CLONES static int fire_units(const uint8_t *on, Size samples, Size units, int64_t first_sample, int64_t *fired,
                              int64_t *first, uint8_t *unfired) {
     int left = 0;
-    for (Size start = 0; start < units; start += CHUNK) {
-        const Size width = units - start < CHUNK ? units - start : CHUNK;
+    for (Size start = 0; start < units; start += ROW) {
+        const Size width = units - start < ROW ? units - start : ROW;
         uint8_t *waiting = unfired + start;
-        uint16_t times[CHUNK] = {0};
+        uint16_t times[ROW] = {0};
         int any = 0;
         for (Size u = 0; u < width; u++) any |= waiting[u];
         for (Size sample = 0; sample < samples; sample++) {

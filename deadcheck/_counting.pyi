@@ -12,6 +12,7 @@ def count(
     border_high: float,
     border_on: float,
     threads: int,
+    out: int,
     /,
 ) -> bool: ...
 def fire(

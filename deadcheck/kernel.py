@@ -56,6 +56,18 @@ def is_built() -> bool:
     return _BUILT
 
 
+def writes_relu() -> bool:
+    """Tell whether the kernel writes the very bits that ``torch.relu`` does here, zeros and tiny numbers included."""
+    x = torch.tensor([-0.0, 0.0, 1.0, -1.0, 1e-42, -1e-42, math.inf, -math.inf] * 9)
+    totals = {name: torch.zeros(1, dtype=torch.int64 if name in _COUNTS else torch.float64) for name in TOTALS}
+    out, at = torch.empty_like(x), tuple(totals[name].data_ptr() for name in TOTALS)
+    _counting.count(
+        Kind.RECTIFIER, False, x.data_ptr(), 1, 1, len(x), at, 0, 0, 0.0, 0.0, 0.0, 1, out.data_ptr()
+    )  # fmt: skip
+    bits = out.view(torch.int32)
+    return all(torch.equal(y.view(torch.int32), bits) for y in (torch.relu(x), x.clone().relu_()))
+
+
 class Kernel:
     """Counts the calls of one site into totals that stay where they are."""
 
@@ -71,18 +83,20 @@ class Kernel:
         else:
             self.input_kind = Kind.INPUT
 
-    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
+    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor, out: Tensor | None = None) -> bool:
         """Count an input and mark in ``on``, shape (rows, units), what was on; if it cannot, False and nothing counted.
 
-        Moments of the input are summed for the units that are ``unfired``.
+        Moments of the input are summed for the units that are ``unfired``. A rectifier also writes its output to
+        ``out``, whose memory is ordered as that of ``z``, or the same.
         """
-        return self._count(self.input_kind, z, 0 if unfired is None else unfired.data_ptr(), on.data_ptr())
+        silent, to = (0 if tensor is None else tensor.data_ptr() for tensor in (unfired, out))
+        return self._count(self.input_kind, z, silent, on.data_ptr(), to)
 
     def count_output(self, h: Ordered) -> bool:
         """Count an output; False, with nothing counted, if it cannot."""
         return self._count(Kind.OUTPUT, h, 0, 0)
 
-    def _count(self, kind: Kind, values: Ordered, silent: int, on: int) -> bool:
+    def _count(self, kind: Kind, values: Ordered, silent: int, on: int, out: int = 0) -> bool:
         x = values.values
         n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
         if x.dtype != torch.float32 or n_units != self._n_units:
@@ -101,14 +115,17 @@ class Kernel:
             on,
             *self._borders,
             torch.get_num_threads(),
+            out,
         )
 
 
 TOTALS = (
-    "input_min", "input_max", "output_min", "output_max", "positive", "zeros", "flat",
+    "input_min", "input_max", "output_min", "output_max", "positive", "zeros", "flat", "nonfinite",
     "output_sum", "output_abs_sum", "output_square_sum", "silent_input_sum", "silent_input_square_sum",
 )  # fmt: skip
 """Names of the totals, in the order in which ``_counting.c`` takes their addresses."""
+
+_COUNTS = ("positive", "zeros", "flat", "nonfinite")
 
 
 def moments_of(values: Tensor) -> tuple[float, float, float, float] | None:
@@ -117,13 +134,13 @@ def moments_of(values: Tensor) -> tuple[float, float, float, float] | None:
         return None
     parts = _PARTS if values.numel() % _PARTS == 0 else 1
     reals = {name: torch.zeros(parts, dtype=torch.float64) for name in TOTALS}
-    counts = {name: torch.zeros(parts, dtype=torch.int64) for name in ("positive", "zeros", "flat")}
+    counts = {name: torch.zeros(parts, dtype=torch.int64) for name in _COUNTS}
     inf = torch.full((parts,), math.inf, dtype=torch.float64)
     totals = {**reals, **counts, "output_min": inf, "output_max": -inf}
     addresses, size = tuple(totals[name].data_ptr() for name in TOTALS), values.numel() // parts
     threads = torch.get_num_threads()
     if not _counting.count(
-        Kind.OUTPUT, False, values.data_ptr(), 1, parts, size, addresses, 0, 0, 0.0, 0.0, 0.0, threads
+        Kind.OUTPUT, False, values.data_ptr(), 1, parts, size, addresses, 0, 0, 0.0, 0.0, 0.0, threads, 0
     ):
         return None
     total, squares = (float(totals[name].sum()) for name in ("output_sum", "output_square_sum"))

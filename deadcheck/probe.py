@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, picks, recurrent
+from deadcheck import activations, flows, fused, kernel, picks, recurrent
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import Call, axes_of
@@ -66,6 +66,8 @@ _TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
 _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
+
+_RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 _running = threading.local()
 
@@ -151,6 +153,7 @@ class Probe:
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
         self._exit = ExitStack()
+        self._writes_relu = kernel.is_built() and kernel.writes_relu()
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
@@ -524,6 +527,12 @@ class Probe:
             return self._activate_glu(func, act, args, kwargs, flow)
         seen = self._prepare(z, flow, act)
         counter = self._counter(seen.record)
+        if self._writes_relu and func in _RELUS and self.watch is None:
+            with self.aside():
+                written = counter.rectify(z, seen.layout, seen.rows, in_place=func is _RELUS[1])
+            if written is not None:
+                self._after(written)
+                return written
         with self.aside():
             counter.see_input(z, seen.layout, seen.rows)
             if self.watch is not None:

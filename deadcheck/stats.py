@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from deadcheck import kernel
 from deadcheck.activations import Activation
@@ -74,6 +75,28 @@ class SiteCounter:
         """Whether the input of the running call was counted by the kernel."""
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite; None when it is everywhere."""
+
+    def rectify(self, tensor: Tensor, layout: Plan, rows: Rows, *, in_place: bool) -> Tensor | None:
+        """Count a call of ``torch.relu`` and run it in the same pass over the memory; None, with nothing done, if not.
+
+        The bits are those of torch (see ``kernel.writes_relu``).
+        """
+        if self._kernel is None or not self._is_plain_relu or rows.keep is not None or tensor.numel() == 0:
+            return None
+        if type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.layout is not torch.strided:
+            return None
+        z = ordered(tensor, layout, rows.n_rows)
+        out = tensor if in_place else torch.empty_like(tensor)
+        if z.values.data_ptr() != tensor.data_ptr() or tensor.is_neg() or out.stride() != tensor.stride():
+            return None
+        on = self._blank(z.values.shape[0])
+        if not self._kernel.count_input(z, self._unfired if self._any_unfired else None, on, out):
+            return None
+        if in_place and not tensor.is_inference():
+            increment_version(tensor)
+        self._see_on(on, rows)
+        self.observations += z.values.shape[0] * z.n_positions
+        return out
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deadcheck
@@ -253,3 +255,52 @@ def test_what_a_model_writes_into_its_input_is_written_once(
 
     assert data.unique().tolist() == [2.0]
     assert any(name.startswith("deadcheck") for name in threads)
+
+
+class Written(nn.Module):
+    """ReLUs on memory of many orders, whose very outputs are kept."""
+
+    def __init__(self, keep: Callable[[Tensor], None], *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.keep = keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        for z in (
+            x,
+            x.to(memory_format=torch.channels_last),
+            x.flatten(2).transpose(1, 2),
+            x[:, 1:],
+            x[:, :, ::2],
+            x.expand(2, *x.shape)[0],
+            x.flatten(1),
+        ):
+            z = z.clone(memory_format=torch.preserve_format)
+            version = z._version
+            h = F.relu(z, inplace=self.in_place)
+            assert (h is z) == self.in_place == (z._version > version)
+            self.keep(h)
+        return x
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("special", [(), (math.nan, -math.nan), (math.inf, -math.inf), (-0.0, 1e-42, -1e-42, 3e30)])
+def test_a_relu_that_is_counted_and_run_in_one_pass_gives_the_bits_of_torch(
+    in_place: bool, special: tuple[float, ...]
+) -> None:
+    x = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    x.view(-1)[7 : 7 + 40 * len(special)] = torch.tensor([*special] * 40)
+    bare: list[Tensor] = []
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        Written(bare.append, in_place=in_place)(x)
+
+    diagnosis = deadcheck.scan(Written(seen.append, in_place=in_place), x, allow_nonfinite=True, batch_size=4)
+
+    assert len(seen) == len(bare) == 7
+    for mine, theirs in zip(seen, bare, strict=True):
+        assert mine.stride() == theirs.stride()
+        finite = ~theirs.isnan()
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        assert torch.equal(mine[finite].view(torch.int32), theirs[finite].view(torch.int32))
+    assert sum(int(site.stats.zeros.sum()) for site in diagnosis) == sum(int((h == 0).sum()) for h in bare)
