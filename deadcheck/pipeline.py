@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from deadcheck.probe import Probe, Watch
 from deadcheck.processes import gathered
 from deadcheck.sample import sample_beside
 from deadcheck.shard import WHOLE, Shard
-from deadcheck.sites import DataIdentity, Environment, Measurement
+from deadcheck.sites import DataIdentity, Environment, Measurement, Spent
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -104,13 +104,15 @@ def scan_together(
 ) -> Diagnosis:
     """Scan a saved model in every process that torchrun started; all but the first raise ReportedElsewhere."""
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    own: list[Counted] = []
 
     def count() -> parts.Kept:
         loaded, batches, settings = _opened(path, load, config)
-        scan, part = counted(loaded, batches, settings, progress, shard=shard)
-        return parts.Kept(scan, shard, True, part)
+        own.append(counted(loaded, batches, settings, progress, shard=shard))
+        return parts.Kept(own[0].scan, shard, True, own[0].part)
 
-    seen = replace(parts.merged(gathered(count)), seconds=time.perf_counter() - clock, started=_at(started))
+    seen = parts.merged(gathered(count))
+    seen = replace(seen, seconds=time.perf_counter() - clock, spent=own[0].spent, started=_at(started))
     return diagnose(seen, config.thresholds)
 
 
@@ -164,9 +166,17 @@ def measure(
     Of several shards each counts batches of its own; ``parts.merged`` joins them.
     """
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    scan, part = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
-    seen = parts.measurement(scan, part)
-    return replace(seen, seconds=time.perf_counter() - clock, started=_at(started))
+    own = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
+    seen = parts.measurement(own.scan, own.part)
+    return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
+
+
+class Counted(NamedTuple):
+    """What one process counted of a scan, and how long that took."""
+
+    scan: parts.Scan
+    part: parts.Part
+    spent: Spent
 
 
 def counted(
@@ -178,14 +188,14 @@ def counted(
     shard: Shard = WHOLE,
     checkpoint: Path | None = None,
     watch: Watch | None = None,
-) -> tuple[parts.Scan, parts.Part]:
+) -> Counted:
     """Count the batches of one shard, as ``measure`` does; they may hold nothing to measure."""
     model, notes = _runnable(loaded.module)
     run = Passes(model, settings, fixed=None if batches.as_one else loaded.batch_size)
     scan = _identity(loaded, batches, settings, run)
     before = _before(checkpoint, scan, shard)
     if before is not None and before.is_complete:
-        return scan, before.part
+        return Counted(scan, before.part, run.spent)
 
     def so_far(probe: Probe) -> parts.Part:
         told = (*loaded.warnings, *notes, *batches.warnings, *run.warnings, *probe.notes())
@@ -208,7 +218,7 @@ def counted(
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
         keep(probe, is_complete=True)
-        return scan, so_far(probe)
+        return Counted(scan, so_far(probe), run.spent)
 
 
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
