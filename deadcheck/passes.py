@@ -127,6 +127,7 @@ class Passes:
         self._cast: set[str] = set()
         self._lock = threading.Lock()
         self._seconds = self._seconds_data = 0.0
+        self._pinned = False
 
     @property
     def dtype(self) -> str:
@@ -153,8 +154,11 @@ class Passes:
     def through(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
         """Run every batch of the course through the model; two side by side where that changes no bit."""
         started = time.perf_counter()
+        self._pinned = batches.pinned
         try:
             self._run(batches, probe, held, course)
+            if (device := torch.device(self.settings.device)).type in ("cuda", "mps"):
+                torch.accelerator.synchronize(device)  # what still runs there belongs to the forward passes
         finally:
             self._seconds += time.perf_counter() - started
 
@@ -212,7 +216,7 @@ class Passes:
                 first_sample += batch.samples
                 continue
             # Looked at where it lies: on a GPU that would wait for the batches before it.
-            args, kwargs = _mapped(batch.args, self._cast_to_model), _mapped(dict(batch.kwargs), self._cast_to_model)
+            args, kwargs = data.mapped((batch.args, dict(batch.kwargs)), self._cast_to_model)
             self.inputs.see(args, kwargs, samples=batch.samples, first_sample=first_sample)
             placed = Batch(self.placed(args), self.placed(kwargs), batch.samples)
             rows = self.fixed or batch.samples
@@ -288,25 +292,17 @@ class Passes:
 
     def placed(self, value: Any) -> Any:
         """Move tensors to the device, and floating ones to the model's own floating type."""
-        return _mapped(value, lambda tensor: self._cast_to_model(tensor).to(self.settings.device))
+        return data.mapped(value, self._placed)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        # A copy that is not waited for needs memory that nobody writes to in the meantime.
+        return self._cast_to_model(tensor).to(self.settings.device, non_blocking=self._pinned)
 
     def _cast_to_model(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or self._takes is None or tensor.dtype == self._takes:
             return tensor
         self._cast.add(str(tensor.dtype).removeprefix("torch."))
         return tensor.to(self._takes)
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the same nested containers with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
 
 
 def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = None) -> Callable[[Batch], list[Tensor]]:

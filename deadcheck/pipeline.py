@@ -41,6 +41,7 @@ def scan(
     *,
     batch_size: int = 64,
     max_samples: int | None = None,
+    workers: int = 0,
     unpack: str = "auto",
     device: str | None = None,
     seed: int = 0,
@@ -55,8 +56,8 @@ def scan(
 
     ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
     tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
-    samples. The model is left exactly as it was. ``units`` maps a pattern of site keys or module paths to the axis that
-    holds the units.
+    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``units`` maps a pattern of site
+    keys or module paths to the axis that holds the units.
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -65,6 +66,7 @@ def scan(
     settings = ScanSettings(
         batch_size=batch_size,
         max_samples=max_samples,
+        workers=workers,
         unpack=unpack,
         device=device or "cpu",
         seed=seed,
@@ -146,6 +148,8 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
         unpack=settings.unpack,
         seed=settings.seed,
         input_shape=settings.input_shape,
+        workers=settings.workers,
+        pin=torch.device(settings.device).type == "cuda",
     )
     return data_module.open_data(source, options, forward=entry_of(loaded.module, settings.call))
 
@@ -169,6 +173,10 @@ def measure(
     own = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
     seen = parts.measurement(own.scan, own.part)
     return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
+
+
+_NOT_OF_THE_SCAN = ("data", "device", "threads", "workers")
+"""Settings that may differ between parts of one scan."""
 
 
 class Counted(NamedTuple):
@@ -223,9 +231,7 @@ def counted(
 
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
     """Return what parts of one scan agree in."""
-    told = {
-        f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in ("data", "device", "threads")
-    }
+    told = {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in _NOT_OF_THE_SCAN}
     env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed)
     data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
     return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})

@@ -165,8 +165,8 @@ def _slow_reading(spent: Spent) -> str | None:
     if both <= LONG_SCAN or spent.data <= both / 2:
         return None
     return (
-        f"reading the data took {spent.data:.1f} of {both:.1f} s, and the model waited for it; "
-        "read it from a faster place, or in a form that needs less decoding"
+        f"reading the data took {spent.data:.1f} of {both:.1f} s, and the model waited for it; more --workers read it "
+        "ahead (for a DataLoader of your own, num_workers)"
     )
 
 
