@@ -78,6 +78,9 @@ class ScanSettings:
 
     batch_size: int = 64
     max_samples: int | None = None
+    workers: int = 0
+    """Processes that read a data set or arrays ahead; 0 for none."""
+
     unpack: str = "auto"
     """What of a batch goes to the model: auto, first, args or kwargs."""
 

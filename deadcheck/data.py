@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +42,12 @@ class DataOptions:
     input_shape: tuple[int, ...] | None = None
     """Shape of one sample, for ``random``."""
 
+    workers: int = 0
+    """Processes that read ahead; with none, batches are read when they are wanted."""
+
+    pin: bool = False
+    """Whether batches go to a GPU, and so are best read into memory that it can copy from by itself."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -73,6 +80,9 @@ class Batches:
     as_one: bool = False
     """Whether each batch is one sample, to be run as it is."""
 
+    pinned: bool = False
+    """Whether each batch is read into pinned memory of its own: a copy to a GPU need not be waited for."""
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches until the data or the limit ends; DataError where the data raises."""
         done, number = 0, 0
@@ -93,7 +103,7 @@ class Batches:
                 ArithmeticError,
             ) as error:
                 raise DataError(
-                    f"{self.source} raised {type(error).__name__} at batch {number} ({first_line(error)}), "
+                    f"{self.source} raised {type(error).__name__} at batch {number} ({_reason(error)}), "
                     f"after {done} samples; correct the loader"
                 ) from error
             batch = self.unpacker.batch(item, self.warnings)
@@ -114,6 +124,13 @@ class Batches:
             self.warnings.append(
                 f"the data does not say how long it is; stopped after {done} samples (see --max-samples)"
             )
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error; of one that a worker passed on, with its traceback, the last."""
+    if "in DataLoader worker process" not in first_line(error):
+        return first_line(error)
+    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
 
 
 class _Ready:
@@ -186,16 +203,21 @@ def _opened(
     raw: Iterable[Any]
     total: int | None
     data = tuple(data) if _is_side_by_side(data, unpacker) else data
-    if isinstance(data, DataLoader):
-        total, raw = _loader_length(data), data
+    pinned = options.pin and options.workers > 0
+    if isinstance(data, (Tensor, np.ndarray)) or _holds_arrays(data):
+        slices = _Slices(data, source, options.batch_size)
+        total, raw = slices.total, _read(slices, options) if options.workers else iter(slices)
+    elif _is_map_style(data):
+        total = len(data)
+        raw = _read(data, options) if options.workers else _collated(data, options.batch_size)
+    elif options.workers:
+        raise UsageError(_not_for_workers(data, source, options.workers))
+    elif isinstance(data, DataLoader):
+        total, raw, pinned = _loader_length(data), data, options.pin and data.pin_memory
         if isinstance(data.sampler, RandomSampler):
             warnings.append("the DataLoader shuffles, so sample numbers and the sample itself change between runs")
         if data.batch_size is not None and data.batch_size != options.batch_size:
             warnings.append(f"the DataLoader's own batch size of {data.batch_size} was used")
-    elif isinstance(data, (Tensor, np.ndarray)) or _holds_arrays(data):
-        total, raw = _array_batches(data, source, options.batch_size)
-    elif (isinstance(data, Dataset) and not isinstance(data, IterableDataset)) or _is_sequence_dataset(data):
-        total, raw = _dataset_batches(data, options.batch_size)
     elif isinstance(data, IterableDataset):
         total, raw = None, DataLoader(data, options.batch_size)
     elif isinstance(data, Iterable):
@@ -210,7 +232,17 @@ def _opened(
         limit = UNSIZED_LIMIT
     if limit is not None and total is not None:
         total = min(total, limit)
-    return Batches(source, raw, unpacker, total, limit, sha256, synthetic, warnings)
+    return Batches(source, raw, unpacker, total, limit, sha256, synthetic, warnings, pinned=pinned)
+
+
+def _not_for_workers(data: object, source: str, workers: int) -> str:
+    """Say why no workers can read this data."""
+    if isinstance(data, DataLoader):
+        return f"--workers {workers}: {source} is a DataLoader; give it num_workers, and leave --workers out"
+    return (
+        f"--workers {workers}: {source} is a {type(data).__name__}, which can only be read from its start to its end; "
+        "give a Dataset or arrays, or leave --workers out"
+    )
 
 
 def _loader_length(loader: DataLoader[Any]) -> int | None:
@@ -238,33 +270,84 @@ def _is_side_by_side(data: object, unpacker: Unpacker) -> bool:
     return same and (len(set(shapes)) > 1 or len(data) == unpacker.required)
 
 
-def _is_sequence_dataset(data: object) -> bool:
-    """Tell a map-style data set that is no subclass of Dataset."""
-    return (
-        not isinstance(data, (list, tuple, Mapping, str)) and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+def _is_map_style(data: Any) -> bool:
+    """Tell a data set of samples by number; it need be no subclass of Dataset."""
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    if isinstance(data, (DataLoader, list, tuple, Mapping, str)):
+        return False
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+class _Slices:
+    """Arrays cut into batches along their first axis, which all of them share."""
+
+    def __init__(self, data: Any, source: str, size: int) -> None:
+        arrays = [v for _, v in _leaves(data) if isinstance(v, (Tensor, np.ndarray)) and v.ndim]
+        if not arrays:
+            raise DataError(f"{source} holds single numbers only; the first axis of the data must count samples")
+        lengths = {int(array.shape[0]) for array in arrays}
+        if len(lengths) > 1:
+            shapes = ", ".join(f"{name or 'data'} {tuple(v.shape)}" for name, v in _leaves(data) if hasattr(v, "shape"))
+            raise DataError(
+                f"the arrays in {source} differ in length along their first axis ({shapes}); make them agree"
+            )
+        self.total = lengths.pop()
+        self._data, self._size = data, size
+        self._maps = [a._mmap for a in arrays if isinstance(a, np.memmap) and a.mode == "r"]  # type: ignore[attr-defined]
+        _as_tensors(_picked(data, self.total, slice(0)))  # what no model takes is told before a worker meets it
+
+    def __len__(self) -> int:
+        return -(-self.total // self._size)
+
+    def __getitem__(self, number: int) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        batch = _as_tensors(_picked(self._data, self.total, slice(number * self._size, (number + 1) * self._size)))
+        for pages in self._maps:
+            if hasattr(mmap, "MADV_DONTNEED"):  # what was read of the file would stay as this process's memory
+                pages.madvise(mmap.MADV_DONTNEED)
+        return batch
+
+
+def _collated(data: Any, size: int) -> Iterator[Any]:
+    total = len(data)
+    for start in range(0, total, size):
+        yield default_collate([data[i] for i in range(start, min(start + size, total))])
+
+
+def _read(data: Any, options: DataOptions) -> DataLoader[Any]:
+    """Return the batches of a data set, or arrays in batches, read ahead by workers, in the order of the data."""
+    is_cut = isinstance(data, _Slices)
+    each = options.batch_size if is_cut else 1
+    limit = len(data) if options.max_samples is None else min(len(data), -(-options.max_samples // each))
+    return DataLoader(
+        data,
+        None if is_cut else options.batch_size,
+        sampler=range(limit),
+        num_workers=options.workers,
+        collate_fn=_own if is_cut else None,
+        pin_memory=options.pin,
+        # Else it takes its seed from the numbers that the model draws from.
+        generator=torch.Generator().manual_seed(options.seed),
     )
 
 
-def _array_batches(data: Any, source: str, size: int) -> tuple[int, Iterable[Any]]:
-    arrays = [v for _, v in _leaves(data) if isinstance(v, (Tensor, np.ndarray)) and v.ndim]
-    if not arrays:
-        raise DataError(f"{source} holds single numbers only; the first axis of the data must count samples")
-    lengths = {int(array.shape[0]) for array in arrays}
-    if len(lengths) > 1:
-        shapes = ", ".join(f"{name or 'data'} {tuple(v.shape)}" for name, v in _leaves(data) if hasattr(v, "shape"))
-        raise DataError(f"the arrays in {source} differ in length along their first axis ({shapes}); make them agree")
-    total = lengths.pop()
-    return total, (_picked(data, total, slice(start, start + size)) for start in range(0, total, size))
+def _own(batch: Any) -> Any:
+    """Return tensors with memory of their own: of a slice, a worker would send all of what it was cut from."""
+    return mapped(batch, Tensor.clone)
 
 
-def _dataset_batches(data: Any, size: int) -> tuple[int, Iterable[Any]]:
-    total = len(data)
-
-    def batches() -> Iterator[Any]:
-        for start in range(0, total, size):
-            yield default_collate([data[i] for i in range(start, min(start + size, total))])
-
-    return total, batches()
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the same nested containers with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -492,6 +575,8 @@ def _samples(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, str
 def _random(options: DataOptions, unpacker: Unpacker) -> Batches:
     if options.input_shape is None:
         raise UsageError("random data needs the shape of one sample; add --input-shape 3,32,32")
+    if options.workers:
+        raise UsageError(f"--workers {options.workers}: random numbers are drawn and not read; leave --workers out")
     total = options.max_samples or _SYNTHETIC_SAMPLES
 
     def batches() -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from deadcheck.probe import Probe, Watch
 from deadcheck.processes import gathered
 from deadcheck.sample import sample_beside
 from deadcheck.shard import WHOLE, Shard
-from deadcheck.sites import DataIdentity, Environment, Measurement
+from deadcheck.sites import DataIdentity, Environment, Measurement, Spent
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -41,6 +41,7 @@ def scan(
     *,
     batch_size: int = 64,
     max_samples: int | None = None,
+    workers: int = 0,
     unpack: str = "auto",
     device: str | None = None,
     seed: int = 0,
@@ -55,8 +56,8 @@ def scan(
 
     ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
     tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
-    samples. The model is left exactly as it was. ``units`` maps a pattern of site keys or module paths to the axis that
-    holds the units.
+    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``units`` maps a pattern of site
+    keys or module paths to the axis that holds the units.
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -65,6 +66,7 @@ def scan(
     settings = ScanSettings(
         batch_size=batch_size,
         max_samples=max_samples,
+        workers=workers,
         unpack=unpack,
         device=device or "cpu",
         seed=seed,
@@ -104,13 +106,15 @@ def scan_together(
 ) -> Diagnosis:
     """Scan a saved model in every process that torchrun started; all but the first raise ReportedElsewhere."""
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    own: list[Counted] = []
 
     def count() -> parts.Kept:
         loaded, batches, settings = _opened(path, load, config)
-        scan, part = counted(loaded, batches, settings, progress, shard=shard)
-        return parts.Kept(scan, shard, True, part)
+        own.append(counted(loaded, batches, settings, progress, shard=shard))
+        return parts.Kept(own[0].scan, shard, True, own[0].part)
 
-    seen = replace(parts.merged(gathered(count)), seconds=time.perf_counter() - clock, started=_at(started))
+    seen = parts.merged(gathered(count))
+    seen = replace(seen, seconds=time.perf_counter() - clock, spent=own[0].spent, started=_at(started))
     return diagnose(seen, config.thresholds)
 
 
@@ -144,6 +148,8 @@ def open_data(source: object, settings: ScanSettings, loaded: LoadedModel) -> Ba
         unpack=settings.unpack,
         seed=settings.seed,
         input_shape=settings.input_shape,
+        workers=settings.workers,
+        pin=torch.device(settings.device).type == "cuda",
     )
     return data_module.open_data(source, options, forward=entry_of(loaded.module, settings.call))
 
@@ -164,9 +170,21 @@ def measure(
     Of several shards each counts batches of its own; ``parts.merged`` joins them.
     """
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    scan, part = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
-    seen = parts.measurement(scan, part)
-    return replace(seen, seconds=time.perf_counter() - clock, started=_at(started))
+    own = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
+    seen = parts.measurement(own.scan, own.part)
+    return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
+
+
+_NOT_OF_THE_SCAN = ("data", "device", "threads", "workers")
+"""Settings that may differ between parts of one scan."""
+
+
+class Counted(NamedTuple):
+    """What one process counted of a scan, and how long that took."""
+
+    scan: parts.Scan
+    part: parts.Part
+    spent: Spent
 
 
 def counted(
@@ -178,14 +196,14 @@ def counted(
     shard: Shard = WHOLE,
     checkpoint: Path | None = None,
     watch: Watch | None = None,
-) -> tuple[parts.Scan, parts.Part]:
+) -> Counted:
     """Count the batches of one shard, as ``measure`` does; they may hold nothing to measure."""
     model, notes = _runnable(loaded.module)
     run = Passes(model, settings, fixed=None if batches.as_one else loaded.batch_size)
     scan = _identity(loaded, batches, settings, run)
     before = _before(checkpoint, scan, shard)
     if before is not None and before.is_complete:
-        return scan, before.part
+        return Counted(scan, before.part, run.spent)
 
     def so_far(probe: Probe) -> parts.Part:
         told = (*loaded.warnings, *notes, *batches.warnings, *run.warnings, *probe.notes())
@@ -208,14 +226,12 @@ def counted(
         probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
         run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
         keep(probe, is_complete=True)
-        return scan, so_far(probe)
+        return Counted(scan, so_far(probe), run.spent)
 
 
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
     """Return what parts of one scan agree in."""
-    told = {
-        f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in ("data", "device", "threads")
-    }
+    told = {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in _NOT_OF_THE_SCAN}
     env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed)
     data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
     return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})

@@ -13,13 +13,16 @@ from deadcheck import rules
 from deadcheck.config import Thresholds
 from deadcheck.diagnosis import VERDICTS, Diagnosis, Finding, SiteDiagnosis, Verdict
 from deadcheck.ranges import Ranges
-from deadcheck.sites import DataIdentity, Environment, InputSummary, ModelIdentity, Skipped
+from deadcheck.sites import DataIdentity, Environment, InputSummary, Measurement, ModelIdentity, Skipped, Spent
 
 STUCK = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)
 """Verdicts on units that let nothing through, or nothing but a leak."""
 
 COUNTED = ("dead", "silent", "rare", "faint", "saturated", "always_on", "negative_only", "invalid", "live")
 """Verdicts by name, in the order of the JSON report."""
+
+LONG_SCAN = 5.0
+"""Seconds from which on it is worth saying what a scan waited for."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ class RunRecord:
     started: str = ""
     seconds: float = 0.0
     host: str = ""
+    seconds_data: float = 0.0
+    """Of ``seconds``, what went into reading the data; see ``Spent``."""
+
+    seconds_forward: float = 0.0
+    seconds_counting: float | None = None
+    note: str | None = None
+    """What kept the scan from being faster, where that can be changed."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,32 @@ def record_of(diagnosis: Diagnosis, *, per_unit: bool = False) -> Record:
         inputs=seen.inputs,
         thresholds=diagnosis.thresholds,
         output_constant=seen.output_constant,
-        run=RunRecord(seen.started, round(seen.seconds, 3), platform.node()),
+        run=_run(seen),
         per_unit=tuple(_per_unit(site) for site in diagnosis) if per_unit else (),
+    )
+
+
+def _run(seen: Measurement) -> RunRecord:
+    spent = seen.spent
+    return RunRecord(
+        started=seen.started,
+        seconds=round(seen.seconds, 3),
+        host=platform.node(),
+        seconds_data=round(spent.data, 3),
+        seconds_forward=round(spent.forward, 3),
+        seconds_counting=None if spent.counting is None else round(spent.counting, 3),
+        note=_slow_reading(spent),
+    )
+
+
+def _slow_reading(spent: Spent) -> str | None:
+    """Say that the data was slower than the model, where that is so and the scan was long enough to matter."""
+    both = spent.data + spent.forward
+    if both <= LONG_SCAN or spent.data <= both / 2:
+        return None
+    return (
+        f"reading the data took {spent.data:.1f} of {both:.1f} s, and the model waited for it; more --workers read it "
+        "ahead (for a DataLoader of your own, num_workers)"
     )
 
 

@@ -272,6 +272,20 @@ class InputSummary:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock while the batches of one process ran."""
+
+    data: float = 0.0
+    """Waiting for batches, looking at what is in them, and moving them to the device."""
+
+    forward: float = 0.0
+    """All the rest: the forward passes and the counting in them."""
+
+    counting: float | None = None
+    """Of ``forward``, what went into counting; None where that was not timed apart."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything one scan saw."""
 
@@ -290,4 +304,5 @@ class Measurement:
     """Whether the model gave the same output for every sample; None when it could not be told."""
 
     seconds: float = field(default=0.0, compare=False)
+    spent: Spent = field(default=Spent(), compare=False)
     started: str = field(default="", compare=False)

@@ -90,6 +90,7 @@ def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.Mo
           data: loaders.py:make
           batch_size: 8
           max_samples: 100
+          workers: 2
           unpack: kwargs
           input_shape: [3, 32, 32]
           allow_nonfinite: true
@@ -113,8 +114,8 @@ def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.Mo
     )
 
     assert config.scan == ScanSettings(
-        "loaders.py:make", 8, 100, "kwargs", (3, 32, 32), True, "cuda:1", 5, 3, True, (("encoder.*", -1), ("conv", 1)),
-        "encode",
+        "loaders.py:make", 8, 100, 2, "kwargs", (3, 32, 32), True, "cuda:1", 5, 3, True,
+        (("encoder.*", -1), ("conv", 1)), "encode",
     )  # fmt: skip
     assert config.thresholds == Thresholds(0.01, 0.005, 0.02, 0.0, (0.0, 0.1, 0.5, 1.0), -1.0, -3.5, 100.0, 1.0)
 

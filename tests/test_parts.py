@@ -75,8 +75,8 @@ def test_a_shard_without_a_batch_adds_nothing(tmp_path: Path) -> None:
     def shard(index: int) -> tuple[str, parts.Kept]:
         loaded, path = open_live(Network()), tmp_path / f"{index}.part"
         batches = pipeline.open_data(DATA[:8], SETTINGS, loaded)
-        scan, part = pipeline.counted(loaded, batches, SETTINGS, shard=Shard(index, 2))
-        parts.save(path, parts.Kept(scan, Shard(index, 2), True, part))
+        own = pipeline.counted(loaded, batches, SETTINGS, shard=Shard(index, 2))
+        parts.save(path, parts.Kept(own.scan, Shard(index, 2), True, own.part))
         return path.name, parts.load(path)
 
     joined = parts.merged([shard(1), shard(2)])

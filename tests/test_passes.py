@@ -304,3 +304,33 @@ def test_a_relu_that_is_counted_and_run_in_one_pass_gives_the_bits_of_torch(
         assert torch.equal(mine.isnan(), theirs.isnan())
         assert torch.equal(mine[finite].view(torch.int32), theirs[finite].view(torch.int32))
     assert sum(int(site.stats.zeros.sum()) for site in diagnosis) == sum(int((h == 0).sum()) for h in bare)
+
+
+def test_waiting_for_data_and_running_the_model_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(passes.time, "perf_counter", lambda: now[0])
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            now[0] += 2.0
+            return torch.relu(self.layer(x))
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(5):
+            now[0] += 3.0
+            yield torch.ones(2, 4)
+
+    spent = deadcheck.scan(Slow(), batches()).measurement.spent
+
+    assert (spent.data, spent.forward) == (15.0, 10.0)  # 5 batches, 3 s to read and 2 s to run each
+
+
+def test_side_by_side_the_two_add_up_to_the_time_of_the_reader(threads: list[str]) -> None:
+    spent = deadcheck.scan(network(), torch.randn(96, 1, 8, 8), batch_size=8).measurement.spent
+
+    assert any(name.startswith("deadcheck") for name in threads)
+    assert spent.data > 0 < spent.forward

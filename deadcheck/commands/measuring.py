@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from deadcheck.commands.inputs import Target, keywords, targets_of
 from deadcheck.commands.output import progress
+from deadcheck.commands.printing import print_note
 from deadcheck.config import Config
 from deadcheck.errors import DeadcheckError, ExitCode, ReportedElsewhere, UsageError, internal_error
 from deadcheck.record import Record
@@ -89,7 +90,10 @@ def scanned(target: Target, run: Run) -> Record:
             diagnosis = pipeline.scan_file(
                 path, load, target.config, advance, shard=run.shard, checkpoint=run.checkpoint
             )
-        return record_of(diagnosis, per_unit=run.per_unit)
+    record = record_of(diagnosis, per_unit=run.per_unit)
+    if record.run is not None and record.run.note is not None and not run.quiet:
+        print_note(f"{target.path}: {record.run.note}")
+    return record
 
 
 def joined(paths: Sequence[Path], config: Config, *, per_unit: bool) -> Outcome:

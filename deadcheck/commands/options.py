@@ -22,6 +22,13 @@ BatchSize = Annotated[
 MaxSamples = Annotated[
     int | None, typer.Option(help="stop after this many samples", min=1, rich_help_panel=DATA, show_default=False)
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="processes that read a data set or arrays ahead \\[default: 0]", min=0, rich_help_panel=DATA,
+        show_default=False,
+    ),
+]  # fmt: skip
 Unpack = Annotated[
     str | None,
     typer.Option(

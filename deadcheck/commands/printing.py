@@ -18,6 +18,11 @@ def print_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def print_note(message: str) -> None:
+    """Say something about a run that worked, on stderr."""
+    print(f"deadcheck: note: {plain(message)}", file=sys.stderr)
+
+
 def print_error(message: str) -> None:
     """Say what went wrong, on stderr."""
     print(f"deadcheck: error: {plain(message)}", file=sys.stderr)
