@@ -68,6 +68,10 @@ def writes_relu() -> bool:
     return all(torch.equal(y.view(torch.int32), bits) for y in (torch.relu(x), x.clone().relu_()))
 
 
+_MULTIPLY = ("leaky_relu", "prelu", "rrelu", "elu")
+"""Rectifiers with a slope of 0, where an input of minus infinity gives 0 * -inf, which is NaN and not 0."""
+
+
 class Kernel:
     """Counts the calls of one site into totals that stay where they are."""
 
@@ -78,7 +82,7 @@ class Kernel:
         self._borders = (activation.low, activation.high, activation.on)
         if activation.family is Family.SQUASHING:
             self.input_kind = Kind.SQUASHED
-        elif activation.family is Family.RECTIFIER and activation.low == 0:
+        elif activation.family is Family.RECTIFIER and activation.low == 0 and activation.name not in _MULTIPLY:
             self.input_kind = Kind.RECTIFIER
         else:
             self.input_kind = Kind.INPUT
@@ -93,8 +97,8 @@ class Kernel:
         return self._count(self.input_kind, z, silent, on.data_ptr(), to)
 
     def count_output(self, h: Ordered) -> bool:
-        """Count an output; False, with nothing counted, if it cannot."""
-        return self._count(Kind.OUTPUT, h, 0, 0)
+        """Count an output; False, with nothing counted, if it cannot. A rectifier's was counted with its input."""
+        return self.input_kind is Kind.RECTIFIER or self._count(Kind.OUTPUT, h, 0, 0)
 
     def _count(self, kind: Kind, values: Ordered, silent: int, on: int, out: int = 0) -> bool:
         x = values.values

@@ -81,7 +81,12 @@ class SiteCounter:
 
         The bits are those of torch (see ``kernel.writes_relu``).
         """
-        if self._kernel is None or not self._is_plain_relu or rows.keep is not None or tensor.numel() == 0:
+        if (
+            self._kernel is None
+            or self._kernel.input_kind is not kernel.Kind.RECTIFIER
+            or rows.keep is not None
+            or tensor.numel() == 0
+        ):
             return None
         if type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.layout is not torch.strided:
             return None
@@ -134,8 +139,8 @@ class SiteCounter:
         h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
-        if self._in_kernel and (self._is_plain_relu or (self._kernel is not None and self._kernel.count_output(h))):
-            return  # what a plain ReLU gives was counted with its input
+        if self._in_kernel and self._kernel is not None and self._kernel.count_output(h):
+            return
         self._sum_output(h)
         if self.activation.low == 0 and self._bad_input is None and not self._in_kernel:
             # 0 exactly where the input is not above 0; but 0 * -inf, as in leaky_relu(x, 0), is NaN.
