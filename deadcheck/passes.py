@@ -268,7 +268,9 @@ class Passes:
 
     def _no_room(self, error: Exception, batch: Batch, where: str) -> DoesNotFit:
         count = self.fixed or batch.samples
-        can_be_halved = self.fixed is None and count > 1 and not self._writes_inputs
+        is_rows = self.fixed is None and count > 1 and _can_be_divided(batch)
+        # What was to be divided and was not would fail for ever.
+        can_be_halved = is_rows and count <= (self._most or count) and not self._writes_inputs
         todo = "choose a smaller --batch-size, or make the batches of your own loader smaller"
         if self.fixed is not None or count == 1:
             todo = "use a machine or a --device with more memory"
