@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from deadcheck.data_files import read_data, sha256_of
 from deadcheck.entrypoint import resolve
@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass
 class Batches:
-    """Batches to run, in the order of the data. Iterate once."""
+    """Batches to run, in the order of the data. Iterate once, or more often where it ``repeats``."""
 
     source: str
     raw: Iterable[Any]
@@ -82,6 +82,13 @@ class Batches:
 
     pinned: bool = False
     """Whether each batch is read into pinned memory of its own: a copy to a GPU need not be waited for."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether iterating again gives the same data: of a stream, that cannot be known."""
+        if isinstance(self.raw, DataLoader):
+            return not isinstance(self.raw.dataset, IterableDataset)
+        return isinstance(self.raw, (_Slices, _Drawn, list, tuple))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches until the data or the limit ends; DataError where the data raises."""
@@ -203,17 +210,15 @@ def _opened(
     raw: Iterable[Any]
     total: int | None
     data = tuple(data) if _is_side_by_side(data, unpacker) else data
-    pinned = options.pin and options.workers > 0
     if isinstance(data, (Tensor, np.ndarray)) or _holds_arrays(data):
         slices = _Slices(data, source, options.batch_size)
-        total, raw = slices.total, _read(slices, options) if options.workers else iter(slices)
+        total, raw = slices.total, _read(slices, options) if options.workers else slices
     elif _is_map_style(data):
-        total = len(data)
-        raw = _read(data, options) if options.workers else _collated(data, options.batch_size)
+        total, raw = len(data), _read(data, options)
     elif options.workers:
         raise UsageError(_not_for_workers(data, source, options.workers))
     elif isinstance(data, DataLoader):
-        total, raw, pinned = _loader_length(data), data, options.pin and data.pin_memory
+        total, raw = _loader_length(data), data
         if isinstance(data.sampler, RandomSampler):
             warnings.append("the DataLoader shuffles, so sample numbers and the sample itself change between runs")
         if data.batch_size is not None and data.batch_size != options.batch_size:
@@ -232,6 +237,7 @@ def _opened(
         limit = UNSIZED_LIMIT
     if limit is not None and total is not None:
         total = min(total, limit)
+    pinned = options.pin and isinstance(raw, DataLoader) and raw.pin_memory
     return Batches(source, raw, unpacker, total, limit, sha256, synthetic, warnings, pinned=pinned)
 
 
@@ -300,6 +306,9 @@ class _Slices:
     def __len__(self) -> int:
         return -(-self.total // self._size)
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
     def __getitem__(self, number: int) -> Any:
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -310,14 +319,8 @@ class _Slices:
         return batch
 
 
-def _collated(data: Any, size: int) -> Iterator[Any]:
-    total = len(data)
-    for start in range(0, total, size):
-        yield default_collate([data[i] for i in range(start, min(start + size, total))])
-
-
 def _read(data: Any, options: DataOptions) -> DataLoader[Any]:
-    """Return the batches of a data set, or arrays in batches, read ahead by workers, in the order of the data."""
+    """Return the batches of a data set, or arrays in batches, in the order of the data; workers read them ahead."""
     is_cut = isinstance(data, _Slices)
     each = options.batch_size if is_cut else 1
     limit = len(data) if options.max_samples is None else min(len(data), -(-options.max_samples // each))
@@ -578,12 +581,18 @@ def _random(options: DataOptions, unpacker: Unpacker) -> Batches:
     if options.workers:
         raise UsageError(f"--workers {options.workers}: random numbers are drawn and not read; leave --workers out")
     total = options.max_samples or _SYNTHETIC_SAMPLES
-
-    def batches() -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(options.seed)
-        assert options.input_shape is not None
-        for start in range(0, total, options.batch_size):
-            yield torch.randn(min(options.batch_size, total - start), *options.input_shape, generator=generator)
-
     note = "the inputs are random numbers: they show nothing about which units are dead on real data"
-    return Batches("random", batches(), unpacker, total, total, None, True, [note])
+    return Batches("random", _Drawn(options, total), unpacker, total, total, None, True, [note])
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Batches of random numbers, the same each time."""
+
+    options: DataOptions
+    total: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator, size = torch.Generator().manual_seed(self.options.seed), self.options.batch_size
+        for start in range(0, self.total, size):
+            yield torch.randn(min(size, self.total - start), *(self.options.input_shape or ()), generator=generator)

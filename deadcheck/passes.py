@@ -21,6 +21,7 @@ from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batch, Batches
 from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
+from deadcheck.out_of_memory import DoesNotFit, is_lack_of_memory
 from deadcheck.preserve import Held, Randomness
 from deadcheck.probe import Probe
 from deadcheck.shard import Shard
@@ -61,11 +62,19 @@ class _Piece(NamedTuple):
     """Samples that run, those that only fill up the batch included."""
 
     first_sample: int
+    ends_batch: bool
+    """Whether it is the last, or the only, piece of a batch of the data."""
 
     @property
     def shapes(self) -> list[torch.Size]:
         """Shapes of the tensors that go in."""
         return [tensor.shape for _, tensor in tensors_in([self.batch.args, self.batch.kwargs])]
+
+    @property
+    def versions(self) -> list[int]:
+        """How often each of them was written to."""
+        tensors = tensors_in([self.batch.args, self.batch.kwargs])
+        return [0 if tensor.is_inference() else tensor._version for _, tensor in tensors]
 
 
 @contextmanager
@@ -128,6 +137,12 @@ class Passes:
         self._lock = threading.Lock()
         self._seconds = self._seconds_data = 0.0
         self._pinned = False
+        self._too_many: int | None = None
+        """Samples that did not fit into memory at a time."""
+        self._most: int | None = None
+        """Samples that may run at a time since."""
+        self._writes_inputs = False
+        """Whether the model wrote into what it was given, which may be the user's own data."""
 
     @property
     def dtype(self) -> str:
@@ -140,16 +155,27 @@ class Passes:
         fixed = (
             f"the program takes {self.fixed} samples at a time, so the data was cut to that and filled up at the end"
         )
-        cut = (fixed,) if self.fixed is not None else ()
-        return cut + tuple(
-            f"inputs of {name} were cast to {str(self._takes).removeprefix('torch.')}, the model's own type"
-            for name in sorted(self._cast)
+        cut = [fixed] if self.fixed is not None else []
+        if self._too_many is not None:
+            cut.append(f"{self._too_many} samples at a time did not fit into memory, so at most {self._most} were run")
+        return (
+            *cut,
+            *(
+                f"inputs of {name} were cast to {str(self._takes).removeprefix('torch.')}, the model's own type"
+                for name in sorted(self._cast)
+            ),
         )
 
     @property
     def spent(self) -> Spent:
         """Where the time went; with batches side by side, as the thread saw it that reads the data."""
         return Spent(self._seconds_data, self._seconds - self._seconds_data)
+
+    def start_over(self, most: int) -> None:
+        """Forget what was run, to run it again with at most so many samples at a time."""
+        self._too_many, self._most = self._too_many or 2 * most, most
+        self.samples = self.batches = 0
+        self.inputs, self.outputs = InputWatch(allow_nonfinite=self.settings.allow_nonfinite), OutputWatch()
 
     def through(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
         """Run every batch of the course through the model; two side by side where that changes no bit."""
@@ -165,7 +191,7 @@ class Passes:
     def _run(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
         def done(piece: _Piece) -> None:
             self.samples += piece.batch.samples
-            self.batches += 1
+            self.batches += piece.ends_batch
             if course.progress is not None:
                 course.progress(piece.first_sample + piece.batch.samples, batches.total)
 
@@ -185,7 +211,7 @@ class Passes:
         for piece in work:
             self._forward(piece, probe)
             done(piece)
-            if clock.is_due():
+            if piece.ends_batch and clock.is_due():
                 course.keep(probe)
 
     def _is_long(self, batches: Batches, course: Course) -> bool:
@@ -215,13 +241,45 @@ class Passes:
             if not course.shard.takes(number) or number // course.shard.count < course.skip:
                 first_sample += batch.samples
                 continue
-            # Looked at where it lies: on a GPU that would wait for the batches before it.
-            args, kwargs = data.mapped((batch.args, dict(batch.kwargs)), self._cast_to_model)
-            self.inputs.see(args, kwargs, samples=batch.samples, first_sample=first_sample)
+            parts = self._divided(batch)
+            for place, part in enumerate(parts, 1):
+                yield self._piece(part, first_sample, ends_batch=place == len(parts))
+                first_sample += part.samples
+
+    def _divided(self, batch: Batch) -> list[Batch]:
+        """Divide a batch of more samples than may run at a time, where it can be."""
+        if self._most is None or batch.samples <= self._most or not _can_be_divided(batch):
+            return [batch]
+        return list(data.rebatched([batch], self._most))
+
+    def _piece(self, batch: Batch, first_sample: int, *, ends_batch: bool) -> _Piece:
+        """Return a forward pass to run, its tensors on the device."""
+        # Looked at where it lies: on a GPU that would wait for the batches before it.
+        args, kwargs = data.mapped((batch.args, dict(batch.kwargs)), self._cast_to_model)
+        self.inputs.see(args, kwargs, samples=batch.samples, first_sample=first_sample)
+        rows = self.fixed or batch.samples
+        try:
             placed = Batch(self.placed(args), self.placed(kwargs), batch.samples)
-            rows = self.fixed or batch.samples
-            yield _Piece(data.padded(placed, rows), rows, first_sample)
-            first_sample += batch.samples
+        except (RuntimeError, MemoryError) as error:
+            if is_lack_of_memory(error):
+                raise self._no_room(error, batch, f"on {self.settings.device}") from error
+            raise
+        return _Piece(data.padded(placed, rows), rows, first_sample, ends_batch)
+
+    def _no_room(self, error: Exception, batch: Batch, where: str) -> DoesNotFit:
+        count = self.fixed or batch.samples
+        is_rows = self.fixed is None and count > 1 and _can_be_divided(batch)
+        # What was to be divided and was not would fail for ever.
+        can_be_halved = is_rows and count <= (self._most or count) and not self._writes_inputs
+        todo = "choose a smaller --batch-size, or make the batches of your own loader smaller"
+        if self.fixed is not None or count == 1:
+            todo = "use a machine or a --device with more memory"
+        return DoesNotFit(
+            f"{count} sample{'s' * (count > 1)} at a time do{'es' * (count == 1)} not fit into memory, {where}: "
+            f"{first_line(error)[:200]}; {todo}",
+            count,
+            can_be_halved=can_be_halved,
+        )
 
     def _side_by_side(
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
@@ -268,7 +326,7 @@ class Passes:
                             with threads_of(threads):
                                 self._forward(piece, probe)
                             yield piece
-                        if clock.is_due():
+                        if piece.ends_batch and clock.is_due():
                             yield from _drained(running)
                             keep(probe)
                     yield from _drained(running)
@@ -277,17 +335,22 @@ class Passes:
 
     def _forward(self, piece: _Piece, probe: Probe, *, watch: bool = True) -> None:
         """Run one forward pass, and watch what comes out."""
-        batch, rows, first_sample = piece
+        batch, rows, first_sample, _ = piece
         args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
+        versions = piece.versions
         try:
             with probe.batch(args, kwargs, samples=rows, first_sample=first_sample, padding=padding):
                 output = self.entry(*args, **kwargs)
                 if watch:
                     with probe.aside(), self._lock:
                         self.outputs.see(output, samples=rows)
+            self._writes_inputs |= versions != piece.versions
         except DeadcheckError:
             raise
         except Exception as error:  # the model's own code runs here, and may raise anything
+            if is_lack_of_memory(error):
+                self._writes_inputs |= versions != piece.versions
+                raise self._no_room(error, batch, f"in {_failed_in(probe)}") from error
             raise ForwardError(_explained(error, probe, args, kwargs, first_sample)) from error
 
     def placed(self, value: Any) -> Any:
@@ -350,6 +413,11 @@ def entry_of(module: nn.Module, call: str) -> Callable[..., Any]:
     return entry  # type: ignore[no-any-return]
 
 
+def _can_be_divided(batch: Batch) -> bool:
+    """Tell whether every tensor has a row for each sample: of a graph, or of a state, some have not."""
+    return all(not t.dim() or len(t) == batch.samples for _, t in tensors_in([batch.args, dict(batch.kwargs)]))
+
+
 def _exported_for(model: nn.Module) -> torch.dtype | None:
     """Return the floating type that an exported program takes, which need not be that of its weights."""
     nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
@@ -359,7 +427,7 @@ def _exported_for(model: nn.Module) -> torch.dtype | None:
 
 def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:
     """Say where a forward pass failed, on what input, and what that place expected."""
-    path, module = probe.failure
+    module = probe.failure[1]
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
     reason = first_line(error)
     expected = next(
@@ -370,13 +438,17 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
         ),
         "",
     )
-    where = f"{path} ({type(module).__name__})" if path else type(module).__name__
     tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
     todo = "check the shape and type of the data (one sample along the first axis)"
     if "type" in reason and tensors and not any(tensor.is_floating_point() for tensor in tensors):
         todo = "the model takes floats, so give floats, scaled as in training (images of 0..255 often become 0..1)"
     at = f"at sample {sample}, given {given or 'no tensors'}{expected}"
-    return f"the forward pass failed in {where} {at}: {reason}; {todo}"
+    return f"the forward pass failed in {_failed_in(probe)} {at}: {reason}; {todo}"
+
+
+def _failed_in(probe: Probe) -> str:
+    path, module = probe.failure
+    return f"{path} ({type(module).__name__})" if path else type(module).__name__
 
 
 _EXPECTS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
+from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
 from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe, Watch
@@ -218,7 +220,7 @@ def counted(
         if checkpoint is not None:
             parts.save(checkpoint, parts.Kept(scan, shard, is_complete, so_far(probe)))
 
-    with ExitStack() as stack:
+    def run_all(stack: ExitStack) -> Counted:
         held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
@@ -227,6 +229,18 @@ def counted(
         run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
         keep(probe, is_complete=True)
         return Counted(scan, so_far(probe), run.spent)
+
+    while True:
+        try:
+            with ExitStack() as stack:
+                return run_all(stack)
+        except DoesNotFit as error:
+            # Half of that pass is counted, so all begins anew; who watches would see it twice.
+            if watch is not None or not batches.repeats or not error.can_be_halved:
+                raise
+            run.start_over(error.samples // 2)
+        gc.collect()  # what the failed pass held
+        torch.cuda.empty_cache()
 
 
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:

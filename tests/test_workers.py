@@ -197,17 +197,18 @@ def test_arrays_that_may_be_written_keep_their_pages(tmp_path: Path) -> None:
 # Pinned memory: there is no GPU here, so what would be asked of one.
 
 
-@pytest.mark.parametrize(("pin", "workers", "is_pinned"), [(True, 1, True), (True, 0, False), (False, 1, False)])
-def test_workers_pin_what_goes_to_a_gpu(
-    pin: bool, workers: int, is_pinned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(data, "DataLoader", lambda *args, **kwargs: asked.append(kwargs) or iter(()))
-
+@pytest.mark.parametrize("pin", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_is_read_into_pinned_memory_for_a_gpu(pin: bool, workers: int) -> None:
     batches = opened(TensorDataset(X), workers=workers, pin=pin)
 
-    assert batches.pinned is is_pinned
-    assert [kwargs["pin_memory"] for kwargs in asked] == [pin] * workers
+    assert isinstance(batches.raw, DataLoader)
+    assert (batches.raw.pin_memory, batches.raw.num_workers, batches.pinned) == (pin, workers, pin)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_read_arrays_into_pinned_memory_for_a_gpu(workers: int) -> None:
+    assert opened(X, workers=workers, pin=True).pinned is (workers > 0)
 
 
 def test_a_loader_that_pins_is_known() -> None:
