@@ -38,9 +38,7 @@ typedef Py_ssize_t Size;
 
 /* torch's own pool of threads, as kernel.py finds it; a second pool would fight with it for the processors. */
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
-typedef int (*ThreadNumber)(void);
 static Parallel parallel = NULL;
-static ThreadNumber thread_number = NULL;
 
 enum { RECTIFIER, INPUT, SQUASHED, OUTPUT };
 
@@ -271,7 +269,7 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size
             }
         } else if (c->on && (r == height - 1 || (top + r + 1) % positions == 0)) { /* the last row of a sample here */
             uint8_t *on = c->on + (top + r) / positions * units + first;
-            for (Size i = 0; i < width; i++) 
+            for (Size i = 0; i < width; i++)
                 on[i] |= kind == SQUASHED ? inside[i] : (peak[i] > c->border_on) & (peak[i] <= INFINITE);
             for (Size i = 0; i < width; i++) {
                 high[i] = GREATER(high[i], peak[i]);
@@ -352,26 +350,32 @@ static const Kernel KERNELS[4][2] = {{rectifier_rows, rectifier_columns},
 typedef struct {
     Kernel kernel;
     const int32_t *x;
-    Size samples, units, positions, share;
+    Size samples, units, positions, share, next;
     const Counts *c;
 } Work;
 
-static void count_share(void *shared) {
-    const Work *w = shared;
-    const Size first = w->share < w->units ? thread_number() * w->share : 0;
-    const Size end = first + w->share < w->units ? first + w->share : w->units;
-    if (first < end) w->kernel(w->x, w->samples, w->units, w->positions, first, end, w->c);
+/* Take shares until none is left: there may be fewer threads than were asked for. */
+static void count_shares(void *shared) {
+    Work *w = shared;
+#if defined(__GNUC__)
+    for (Size first; (first = __atomic_fetch_add(&w->next, w->share, __ATOMIC_RELAXED)) < w->units;) {
+        const Size end = w->units - first < w->share ? w->units : first + w->share;
+        w->kernel(w->x, w->samples, w->units, w->positions, first, end, w->c);
+    }
+#else
+    w->kernel(w->x, w->samples, w->units, w->positions, 0, w->units, w->c); /* never shared: no GOMP_parallel */
+#endif
 }
 
 /* Share out the units to as many threads, in steps of a cache line of floats. */
 static void count_all(Kernel kernel, const int32_t *x, Size samples, Size units, Size positions, const Counts *c,
                       int threads) {
     const Size even = (units + threads - 1) / threads, share = (even + LANES - 1) / LANES * LANES;
-    Work work = {kernel, x, samples, units, positions, share, c};
+    Work work = {kernel, x, samples, units, positions, share, 0, c};
     if (parallel == NULL || threads < 2 || share >= units || samples * units * positions < WORTH_SHARING)
         kernel(x, samples, units, positions, 0, units, c);
     else
-        parallel(count_share, &work, (unsigned)threads, 0);
+        parallel(count_shares, &work, (unsigned)threads, 0);
 }
 
 /* Totals of a site, in the order in which kernel.py gives their addresses. */
@@ -553,15 +557,14 @@ static PyObject *fire(PyObject *self, PyObject *args) {
 }
 
 static const char USE_DOC[] =
-    "use_threads(parallel, thread_number)\n"
+    "use_threads(parallel)\n"
     "--\n\n"
-    "Share large counts out to the threads of GOMP_parallel and omp_get_thread_num, which stand at these addresses.";
+    "Share large counts out to the threads of GOMP_parallel, which stands at this address.";
 
 static PyObject *use_threads(PyObject *self, PyObject *args) {
-    unsigned long long parallel_at, number_at;
-    if (!PyArg_ParseTuple(args, "KK", &parallel_at, &number_at)) return NULL;
+    unsigned long long parallel_at;
+    if (!PyArg_ParseTuple(args, "K", &parallel_at)) return NULL;
     parallel = (Parallel)(uintptr_t)parallel_at;
-    thread_number = (ThreadNumber)(uintptr_t)number_at;
     Py_RETURN_NONE;
 }
 

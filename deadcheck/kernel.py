@@ -31,9 +31,7 @@ def _use_threads() -> None:
     """Let the kernel run on the threads that torch's operators run on, where they are OpenMP's."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ("GOMP_parallel", "omp_get_thread_num")
-        parallel, number = (ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names)
-        _counting.use_threads(parallel, number)
+        _counting.use_threads(ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0)
 
 
 if _BUILT:

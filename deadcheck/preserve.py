@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -89,13 +89,19 @@ class _Switch:
                     self._write(self._was)
 
 
+_FAST_PATH = _Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
 _OPTIMISED = _Switch(torch._C._get_graph_executor_optimize, torch._C._set_graph_executor_optimize)
 
 
 @contextmanager
-def nothing_fused() -> Iterator[None]:
-    """Keep TorchScript programs from running fused, which hides the activation inside."""
-    with _OPTIMISED.off():
+def nothing_fused(model: nn.Module) -> Iterator[None]:
+    """Keep TorchScript programs from running fused, which hides the activation inside.
+
+    The fused operator of an encoder layer is seen in parts, but torch fails to call it where the weights are quantised.
+    """
+    layers = (module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer))
+    can_fuse = all(isinstance(linear.weight, Tensor) for layer in layers for linear in (layer.linear1, layer.linear2))
+    with _OPTIMISED.off(), nullcontext() if can_fuse else _FAST_PATH.off():
         yield
 
 

@@ -67,6 +67,9 @@ _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
+_LAYER_PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2")
+"""Modules with weights that the fused operator of an encoder layer runs."""
+
 _RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 _running = threading.local()
@@ -159,7 +162,7 @@ class Probe:
         with ExitStack() as stack:
             stack.enter_context(self._in_this_thread())
             if self._root is self:
-                stack.enter_context(nothing_fused())
+                stack.enter_context(nothing_fused(self.model))
                 for handle in (
                     torch_module.register_module_forward_pre_hook(self._pre_hook),
                     torch_module.register_module_forward_hook(self._post_hook, always_call=True),
@@ -388,8 +391,9 @@ class Probe:
         if name != "_transformer_encoder_layer_fwd" or not isinstance(layer, nn.TransformerEncoderLayer):
             yield
             return
-        self._ran.update(self._names[module] for module in layer.modules() if module in self._names)
         inner = [module for module in layer.children() if module is layer.activation]
+        run = (*inner, *(part for name in _LAYER_PARTS for part in getattr(layer, name).modules()))
+        self._ran.update(self._names[part] for part in run if part in self._names)
         self._stack += inner
         try:
             yield

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from deadcheck import kernel
 from deadcheck.activations import Activation
@@ -97,8 +96,6 @@ class SiteCounter:
         on = self._blank(z.values.shape[0])
         if not self._kernel.count_input(z, self._unfired if self._any_unfired else None, on, out):
             return None
-        if in_place and not tensor.is_inference():
-            increment_version(tensor)
         self._see_on(on, rows)
         self.observations += z.values.shape[0] * z.n_positions
         return out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -257,6 +260,26 @@ def test_what_a_model_writes_into_its_input_is_written_once(
     assert any(name.startswith("deadcheck") for name in threads)
 
 
+FEWER = """
+import torch, deadcheck
+torch.set_num_threads(2)
+torch.manual_seed(0)
+model, x = torch.nn.Sequential(torch.nn.Linear(8, 700), torch.nn.ReLU()), torch.randn(300, 8)
+stats = deadcheck.scan(model, x, batch_size=300).sites[0].stats
+with torch.no_grad():
+    assert stats.zeros.tolist() == (model(x) == 0).sum(0).tolist()
+"""
+
+
+@pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"])
+def test_nothing_is_left_uncounted_where_openmp_gives_fewer_threads_than_torch_asks_for(setting: str) -> None:
+    name, _, value = setting.partition("=")
+
+    done = subprocess.run([sys.executable, "-c", FEWER], env={**os.environ, name: value}, capture_output=True)
+
+    assert done.returncode == 0, done.stderr.decode()
+
+
 class Written(nn.Module):
     """ReLUs on memory of many orders, whose very outputs are kept."""
 
@@ -278,7 +301,7 @@ class Written(nn.Module):
             z = z.clone(memory_format=torch.preserve_format)
             version = z._version
             h = F.relu(z, inplace=self.in_place)
-            assert (h is z) == self.in_place == (z._version > version)
+            assert (h is z, z._version) == (self.in_place, version + self.in_place)
             self.keep(h)
         return x
 

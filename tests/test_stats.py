@@ -16,6 +16,7 @@ from torch import Tensor
 from deadcheck import activations, kernel
 from deadcheck.activations import Activation
 from deadcheck.layout import Axes, plan, positions, samples, units
+from deadcheck.passes import threads_of
 from deadcheck.sites import SUMS, Family, Site, SiteStats
 from deadcheck.stats import Rows, SiteCounter
 
@@ -204,13 +205,12 @@ def test_counts_equal_brute_force_at_the_seams(
 @pytest.mark.parametrize("name", ["relu", "gelu", "tanh"])
 def test_the_number_of_threads_changes_no_bit(name: str, form: str, size: tuple[int, int, int, int]) -> None:
     values = torch.randn(math.prod(size), generator=torch.Generator().manual_seed(0)) - 2  # so that some are silent
-    before, seen = torch.get_num_threads(), []
+    seen = []
     for threads in (1, 2, 3, 5):
-        torch.set_num_threads(threads)
-        stats, kept = run(name, form, [size, size], lambda shape: values.clone().view(shape))
+        with threads_of(threads):
+            stats, kept = run(name, form, [size, size], lambda shape: values.clone().view(shape))
         check(name, stats, kept)
         seen.append(stats)
-    torch.set_num_threads(before)
 
     if kernel.is_built():  # torch's own sums depend on the threads
         assert all(stats.equals(seen[0]) for stats in seen)

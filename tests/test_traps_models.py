@@ -479,6 +479,29 @@ def test_an_encoder_layer_is_counted_on_the_very_values_of_the_fused_operator(
     assert isinstance(activation, nn.Module) == diagnosis.sites[0].stats.site.key.endswith("activation")
 
 
+def test_what_an_encoder_layer_of_ones_own_never_runs_is_told() -> None:
+    class Own(nn.TransformerEncoderLayer):
+        def __init__(self) -> None:
+            super().__init__(4, 2, 6, batch_first=True)
+            self.adapter = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    diagnosis = deadcheck.scan(Own().eval(), uniform(8, 3, 4))
+
+    assert keys(diagnosis) == [":relu#1"]
+    assert [skipped.where for skipped in diagnosis.measurement.skipped] == ["adapter"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_quantised_encoder_layer_runs_although_torch_cannot_fuse_it() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+
+    (site,) = deadcheck.scan(quantised, uniform(8, 3, 4)).sites
+
+    assert (site.units, site.stats.observations) == (6, 24)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def layer_by_layer(model: nn.TransformerEncoder, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:
     """Run an encoder on the fused operators of torch, without nested tensors."""
     for layer in model.layers:
