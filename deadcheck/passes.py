@@ -34,8 +34,8 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-LONG = 24
-"""Batches from which on it is worth trying."""
+LONG = 96
+"""Batches from which on it is worth trying: the trial takes the time of two, and may end in a no."""
 
 KEEP_EVERY = 20.0
 """Seconds between two writes of a checkpoint."""
