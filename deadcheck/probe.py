@@ -6,12 +6,11 @@ import copy
 import math
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
@@ -22,21 +21,20 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, kernel, picks, recurrent
+from deadcheck import activations, flows, fused, kernel, recurrent, suspects
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
-from deadcheck.calls import Call, axes_of
+from deadcheck.calls import axes_of
 from deadcheck.errors import ProbeError, UsageError
+from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import (
     SAMPLE,
     Feed,
     Flow,
-    Known,
     Plan,
     Weight,
     at_axis,
     count,
-    fresh,
     guessed,
     has,
     plan,
@@ -47,14 +45,13 @@ from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
 from deadcheck.sites import NEVER_RAN, SiteStats, Skipped
 from deadcheck.stats import Rows, SiteCounter
-from deadcheck.steps import Inputs, Step, Steps, describe
+from deadcheck.steps import Step
 from deadcheck.suspects import Suspects
-from deadcheck.weights import memory_of, module_names, weights_of
+from deadcheck.weights import module_names
 
 Args = tuple[Any, ...]
 
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
-_OPERATOR_NAMES = {"addmm": "linear", "mm": "linear", "bmm": "linear", "_convolution": "convolution"}
 _TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
     "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
     "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
@@ -62,6 +59,8 @@ _TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
     "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
 }
 """Operators that do in training what a deployed model does not: when they do, and what that is."""
+
+_NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
 
 _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
@@ -87,7 +86,6 @@ class _Batch:
     counted: int
     """Samples that count, from the first on; the others only fill up a batch of fixed size."""
     first_sample: int
-    known: dict[int, tuple[weakref.ref[Tensor], Known]] = field(default_factory=dict)
     met: list[tuple[_Seen, int]] = field(default_factory=list)
     """Activation calls so far that were found as in an earlier batch, and their places."""
     holds_roster: bool = False
@@ -96,6 +94,24 @@ class _Batch:
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
+
+
+class _Operator(NamedTuple):
+    """What is known of an operator before it is called."""
+
+    name: str
+    rule: Any
+    """How it carries axes; see ``flows``."""
+
+    resolve: Any
+    """Tells which activation a call of it is, if any."""
+
+    in_parts: Any
+    """Runs it as the operators that it hides."""
+
+    trains: tuple[Callable[[Args], bool], str] | None
+    is_plain: bool
+    """Whether it can neither be nor complete an activation."""
 
 
 class _Seen(NamedTuple):
@@ -136,7 +152,7 @@ class Probe:
         self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = module_names(model)
-        self._weights, self._by_memory, self._holders = weights_of(model, self._names)
+        self._follow = Follower(model, self._names)
         self._roster = Roster(self._aliases)
         self._root = self
         self._forks: list[Probe] = []
@@ -146,10 +162,11 @@ class Probe:
         self._notes: dict[tuple[str, str], str] = {}
         self._ran: set[str] = set()
         self._stack: list[nn.Module] = []
+        self._here: str | None = None
+        """Path of the module that runs; None where it has to be looked for."""
         self._scratch: dict[str, Tensor] = {}
         self._marks: dict[str, Place] = {}
-        self._rules: dict[Any, tuple[str, Any, Any, Any]] = {}
-        self._steps = Steps()
+        self._operators: dict[Any, _Operator] = {}
         self._batch: _Batch | None = None
         self.passes = 0
         self._observing = False
@@ -190,7 +207,8 @@ class Probe:
         fork = copy.copy(self)
         fork.warnings, fork._skipped, fork._notes = {}, {}, {}
         fork._counters, fork._scratch, fork._forks = {}, {}, []
-        fork._ran, fork._matched, fork._stack, fork._steps = set(), set(), [], self._steps.copy()
+        fork._ran, fork._matched, fork._stack, fork._here = set(), set(), [], None
+        fork._follow = self._follow.fork()
         fork._batch = fork._failure = None
         fork._mode, fork._exit = _Mode(fork), ExitStack()
         return fork
@@ -214,15 +232,9 @@ class Probe:
         """
         self._batch = _Batch(samples, samples - padding, first_sample)
         self.passes += 1
-        self._steps.start(samples, padding)
-        self._failure = None
+        self._failure = self._here = None
         self._stack.clear()
-        for _, tensor in tensors_in([args, kwargs]):
-            signature = ("input", tensor.shape)
-            flow = Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),))
-            self._learn(
-                tensor, self._steps.take(self._steps.before(signature) or Step(signature, (flow,), 0, ())).knowns[0]
-            )
+        self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         try:
             with torch.no_grad(), self._mode:
                 yield
@@ -303,13 +315,14 @@ class Probe:
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if self._batch is not None:
             self._stack.append(module)
-            self._ran.add(self._names.get(module, ""))
+            self._here = name = self._names.get(module)
+            self._ran.add(name or "")
             if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
                 self._check_time(args[0] if args else None)
 
     def _check_time(self, source: Any) -> None:
         """Warn where a layer takes for steps in time what the data has as samples."""
-        known = self._look(source)
+        known = self._follow.look(source)
         if isinstance(known, Flow) and known.axes is not None and len(known.axes) == 3 and has(known.axes[0], SAMPLE):
             self.warnings.setdefault(
                 "time-first",
@@ -327,14 +340,15 @@ class Probe:
             self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
         while self._stack and self._stack.pop() is not module:
             pass
+        self._here = None
 
     def _path(self) -> str:
-        if self._batch is not None and self._batch.place is not None:
-            return self._batch.place.path
-        for module in reversed(self._stack):
-            if module in self._names:
-                return self._names[module]
-        return ""
+        if self._here is None:
+            if self._batch is not None and self._batch.place is not None:
+                return self._batch.place.path
+            named = (self._names[module] for module in reversed(self._stack) if module in self._names)
+            self._here = next(named, "")
+        return self._here
 
     def _in_activation_module(self) -> bool:
         """Tell whether the module that runs is an activation itself, so that its path names the site."""
@@ -357,32 +371,42 @@ class Probe:
         batch = self._batch
         if batch is None or self._observing:
             return func(*args, **kwargs)
-        if func in (PLACE, RECURRENT):
-            return self._move(batch, args)
-        if isinstance(func, HigherOrderOperator):
-            return self._run_higher_order(func, args, kwargs)
-        name, rule, resolve, in_parts = self._rule_of(func)
-        if name == "_nested_tensor_from_mask_left_aligned":
-            return False  # or an encoder would run on nested tensors, which have no axes
-        if in_parts is not None:
-            if not any(tensor.is_nested for tensor in _flat(args)):
-                with self._mode, self._inside(name):
-                    return in_parts(*args, **kwargs)
-            self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
-        activation = resolve(args, kwargs) if resolve is not None else None
-        if activation is not None and (z := self._input(name, args)) is not None:
-            return self._activate(func, name, activation, z, args, kwargs)
-        if name in _TRAINS and _TRAINS[name][0](args):
+        known = self._operators.get(func)
+        if known is None:
+            if func in (PLACE, RECURRENT):
+                return self._move(batch, args)
+            if isinstance(func, HigherOrderOperator):
+                return self._run_higher_order(func, args, kwargs)
+            known = self._meet(func)
+        name = known.name
+        if not known.is_plain:
+            if name == "_nested_tensor_from_mask_left_aligned":
+                return False  # or an encoder would run on nested tensors, which have no axes
+            if known.in_parts is not None:
+                if not any(tensor.is_nested for tensor in tensors_of(args)):
+                    with self._mode, self._inside(name):
+                        return known.in_parts(*args, **kwargs)
+                self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
+            activation = known.resolve(args, kwargs) if known.resolve is not None else None
+            if activation is not None and (z := self._input(name, args)) is not None:
+                return self._activate(func, name, activation, z, args, kwargs)
+        if known.trains is not None and known.trains[0](args):
             path = self._path()
-            self._notes.setdefault((name, path), f"{path or 'the model'}: {_TRAINS[name][1]}")
+            self._notes.setdefault((name, path), f"{path or 'the model'}: {known.trains[1]}")
         output = func(*args, **kwargs)
-        self._carry(name, rule, args, kwargs, output)
+        if kwargs or not self._follow.repeats(func, self._path(), args, output):
+            self._follow.carry(func, name, known.rule, self._path(), args, kwargs, output)
+        if not known.is_plain:
+            self._suspect(batch, name, args, output)
+        return output
+
+    def _suspect(self, batch: _Batch, name: str, args: Args, output: Any) -> None:
+        """List what may be an activation written out by hand."""
         suspect = batch.suspects.see(name, args, output)
         if suspect is not None:
             self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
-        elif name == "sin" and isinstance(known := self._look(args[0]), Flow) and known.axis_from:
+        elif name == "sin" and isinstance(known := self._follow.look(args[0]), Flow) and known.axis_from:
             self._skip("aten.sin", self._path(), "a sine of a layer's output may be its activation; not measured")
-        return output
 
     @contextmanager
     def _inside(self, name: str) -> Iterator[None]:
@@ -395,17 +419,20 @@ class Probe:
         run = (*inner, *(part for name in _LAYER_PARTS for part in getattr(layer, name).modules()))
         self._ran.update(self._names[part] for part in run if part in self._names)
         self._stack += inner
+        self._here = None
         try:
             yield
         finally:
             del self._stack[len(self._stack) - len(inner) :]
+            self._here = None
 
     def _move(self, batch: _Batch, args: tuple[Any, ...]) -> None:
         """Follow a mark of a program to where it stands now."""
         batch.place = self._marks.setdefault(args[-1], read(args[-1]))
+        self._here = None
         self._ran.add(batch.place.path)
         if len(args) == 3:
-            source = next((tensor for tensor in args[0] if isinstance(self._look(tensor), Flow)), None)
+            source = next((tensor for tensor in args[0] if isinstance(self._follow.look(tensor), Flow)), None)
             self._see_recurrent(batch.place.kind, source, args[1])
 
     def _run_higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -417,19 +444,18 @@ class Probe:
         with self._mode:
             return run(*args, **kwargs)
 
-    def _rule_of(self, func: Any) -> tuple[str, Any, Any, Any]:
-        """Return an operator's name, the rule of its axes, what makes it an activation, and how to run it in parts."""
-        known = self._rules.get(func)
-        if known is None:
-            namespace, _, name = func.name().partition("::")
-            name = name.partition(".")[0]
-            rule, resolve = flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket)
-            in_parts = fused.FUSED.get(name)
-            # Composite operators come whole where nothing above took them apart, as inside a fused one.
-            if rule is None and resolve is None and in_parts is None and func._can_decompose():
-                in_parts = func.decompose
-            known = self._rules[func] = (name, rule, resolve, in_parts)
-            self._note_operator(namespace, name, func)
+    def _meet(self, func: Any) -> _Operator:
+        """Find out about an operator that is called for the first time."""
+        namespace, _, name = func.name().partition("::")
+        name = name.partition(".")[0]
+        rule, resolve = flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket)
+        in_parts = fused.FUSED.get(name)
+        # Composite operators come whole where nothing above took them apart, as inside a fused one.
+        if rule is None and resolve is None and in_parts is None and func._can_decompose():
+            in_parts = func.decompose
+        is_plain = resolve is None and in_parts is None and name not in _NOT_PLAIN
+        known = self._operators[func] = _Operator(name, rule, resolve, in_parts, _TRAINS.get(name), is_plain)
+        self._note_operator(namespace, name, func)
         return known
 
     def _note_operator(self, namespace: str, name: str, func: Any) -> None:
@@ -443,74 +469,16 @@ class Probe:
         z = args[0]
         if name == "maximum":
             z, other = args if activations.is_zero(args[1]) else args[::-1]
-            known = self._look(other)
+            known = self._follow.look(other)
             if isinstance(known, Flow) and known.feeds:
                 return None  # the larger of two results, not a comparison with 0
         if not z.is_floating_point() and name in activations.BOUNDS and not z.is_complex() and not z.is_quantized:
             self._skip(name, self._path(), "bounds integers, as an index; not taken for an activation")
             return None
-        if isinstance(self._look(z), Weight):
+        if isinstance(self._follow.look(z), Weight):
             self._skip(name, self._path(), "works on weights or constants alone, the same for every sample")
             return None
         return z  # type: ignore[no-any-return]
-
-    def _look(self, value: Any) -> Known | None:
-        if not isinstance(value, Tensor):
-            return None
-        assert self._batch is not None
-        entry = self._batch.known.get(id(value))
-        if entry is not None and entry[0]() is value:
-            return entry[1]
-        weight = self._weights.get(id(value))
-        return self._by_memory.get(memory_of(value)) if weight is None else weight
-
-    def _learn(self, tensor: Tensor, known: Known | None) -> None:
-        assert self._batch is not None
-        if known is None:
-            self._batch.known.pop(id(tensor), None)
-        else:
-            self._batch.known[id(tensor)] = (weakref.ref(tensor), known)
-
-    def _carry(self, name: str, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        outputs = (output,) if isinstance(output, Tensor) else tuple(_flat(output))
-        if not outputs:
-            return
-        batch = self._batch
-        assert batch is not None
-        signature: list[Any] = [name, self._path(), *kwargs]
-        inputs: Inputs = []
-        describe(args, signature, inputs, self._look)
-        describe(kwargs.values(), signature, inputs, self._look)
-        if name not in flows.MAKERS and all(known is None for _, known in inputs):
-            for tensor in outputs:
-                self._learn(tensor, None)
-            return
-        signature += [tensor.shape for tensor in outputs]
-        step = self._steps.before(signature)
-        # Integers and masks may say which rows are picked, and do so anew in every batch.
-        if step is None or not all(tensor.is_floating_point() for tensor, _ in inputs):
-            feed = partial(self._feed, name)
-            call = Call(name, args, kwargs, outputs, tuple(inputs), batch.samples, self._look, feed)
-            step = Step(signature, flows.carry(rule, call), self._steps.serial, [known for _, known in inputs])
-        knowns = self._steps.take(step).knowns
-        for tensor, known in zip(outputs, knowns, strict=False):
-            self._learn(tensor, known)
-            if name.endswith("_") and tensor._base is not None:
-                base = tensor._base
-                self._learn(base, picks.written(self._look(base), base, tensor, known, batch.samples))
-
-    def _feed(self, operator: str, weight: Weight | None) -> Feed:
-        """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
-        assert self._batch is not None
-        self._steps.serial += 1
-        path = self._path()
-        if weight is None:
-            return Feed(path or operator, path, self._steps.serial)
-        owner = path if path in self._holders[weight.name] else weight.owner
-        self._ran.add(weight.owner)
-        if not self._holders[weight.name]:  # a constant in the code of a frozen program
-            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self._steps.serial)
-        return Feed(owner or weight.name, weight.name, self._steps.serial)
 
     # What an activation does.
 
@@ -518,7 +486,7 @@ class Probe:
         self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         assert self._batch is not None
-        flow = self._look(z)
+        flow = self._follow.look(z)
         flow = flow if isinstance(flow, Flow) else None
         is_gate = self._in_gated() and not self.gates
         if is_gate or z.numel() == 0 or z.is_complex():
@@ -576,13 +544,13 @@ class Probe:
         tensor, states = recurrent.outputs(output)
         if tensor is None or tensor.numel() == 0:
             return
-        known = self._look(source.data if isinstance(source, PackedSequence) else source)
-        flow = recurrent.carried(known, tensor, self._feed(act.name, None), act.name)
+        known = self._follow.look(source.data if isinstance(source, PackedSequence) else source)
+        flow = recurrent.carried(known, tensor, self._follow.feed(act.name, self._path(), None), act.name)
         self._count(tensor, tensor, seen := self._prepare(tensor, flow, act))
-        self._learn(tensor, seen.flow)
+        self._follow.learn(tensor, seen.flow)
         if module is not None:
             for state in states:
-                self._learn(state, recurrent.last(module, source, flow, state))
+                self._follow.learn(state, recurrent.last(module, source, flow, state))
 
     def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> _Seen:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
@@ -590,16 +558,16 @@ class Probe:
         assert batch is not None
         path, place = self._path(), self._place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
-        step = self._steps.before(signature)
+        step = self._follow.steps.before(signature)
         if step is not None and step.seen is not None:
             seen: _Seen = step.seen
         else:
             self._hold_roster()
             seen = self._find(tensor, flow, act, path, place)
             weight = seen.record.weight
-            after = seen.flow._replace(feeds=(Feed(weight, weight, self._steps.serial + 1, False),))
-            step = Step(signature, (after,), self._steps.serial + 1, (flow,), seen)
-        self._steps.take(step)
+            after = seen.flow._replace(feeds=(Feed(weight, weight, self._follow.steps.serial + 1, False),))
+            step = Step(signature, (after,), self._follow.steps.serial + 1, (flow,), seen)
+        self._follow.steps.take(step)
         batch.met.append((seen, place))
         return seen
 
@@ -641,7 +609,7 @@ class Probe:
 
         n_units = plan(axes_of(flow)).n_units
         record = self._roster.find(path, act, flow, units=n_units, place=place, make=make)
-        record.first = min(record.first, (self._batch.first_sample, self._steps.count))
+        record.first = min(record.first, (self._batch.first_sample, self._follow.steps.count))
         if record.axis_from == "user" != flow.axis_from:
             flow = at_axis(flow, shape, record.axis, "user")
         elif flow.axis_from == "guess":
@@ -696,19 +664,21 @@ class Probe:
     def _after(self, output: Any) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self._batch is not None
-        (after,) = self._steps.last.knowns
-        for tensor in _flat(output):
-            self._learn(tensor, after)
+        (after,) = self._follow.steps.last.knowns
+        for tensor in tensors_of(output):
+            self._follow.learn(tensor, after)
 
     def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
         """Carry an activation that is not measured."""
         assert self._batch is not None
-        name, serial = f"{self._path()}:{act.name}", self._steps.serial + 1
+        name, serial = f"{self._path()}:{act.name}", self._follow.steps.serial + 1
         signature = ("gate", name, id(flow))
         after = None if flow is None else flow._replace(feeds=(Feed(name, name, serial, False),))
-        step = self._steps.take(self._steps.before(signature) or Step(signature, (after,), serial, (flow,)))
-        for tensor in _flat(output):
-            self._learn(tensor, step.knowns[0])
+        step = self._follow.steps.take(
+            self._follow.steps.before(signature) or Step(signature, (after,), serial, (flow,))
+        )
+        for tensor in tensors_of(output):
+            self._follow.learn(tensor, step.knowns[0])
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -728,7 +698,7 @@ class Probe:
         """Yield the topmost modules that hold weights or activations and never ran."""
         if isinstance(self.model, torch.jit.ScriptModule) and not hasattr(self.model, "training"):
             return  # a frozen program no longer says which module its code came from
-        ran = {"/".join(name.split(".")) for probe in self._family for name in probe._ran if name}
+        ran = {"/".join(name.split(".")) for probe in self._family for name in probe._ran | probe._follow.ran if name}
         alive = {""} | {name[:i].replace("/", ".") for name in ran for i in (*_cuts(name), len(name))}
         for module, name in self._names.items():
             parent = name.rpartition(".")[0]
@@ -757,18 +727,6 @@ class _Mode(TorchDispatchMode):
         if torch.compiler.is_compiling():  # torch.cond compiles what it calls, this handler too
             return func(*args, **(kwargs or {}))
         return self._probe.dispatch(func, args, kwargs or {})
-
-
-def _flat(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors among an operator's arguments or outputs, which nest lists once at most."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, (list, tuple)):
-                yield from (inner for inner in item if isinstance(inner, Tensor))
 
 
 def _first(output: Any) -> Any:

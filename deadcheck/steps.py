@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deadcheck.layout import Flow, Known
@@ -15,6 +15,37 @@ _COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.lay
 """What an argument of an operator may be that is compared by value."""
 
 Inputs = list[tuple[Tensor, Known | None]]
+
+
+_TENSORS = (Tensor, nn.Parameter)
+
+
+class Form(NamedTuple):
+    """An operator call in a form that the next pass is quickly compared with: tensors first, then plain values."""
+
+    func: Any
+    path: str
+    """Path of the module that ran."""
+
+    types: tuple[type, ...]
+    """Types of the arguments."""
+
+    tensors: tuple[tuple[Known | None, torch.Size | None], ...]
+    """What was known of each argument up to the last tensor, and its shape; both None for an argument of None."""
+
+    rest: tuple[Any, ...]
+    """The arguments after the last tensor."""
+
+    shapes: list[torch.Size]
+    """Shapes of the outputs."""
+
+    writes: bool
+    """Whether it works in place, and so on the tensor that its output may be a part of."""
+
+    @property
+    def n_tensors(self) -> int:
+        """Arguments up to the last tensor."""
+        return len(self.tensors)
 
 
 class Step(NamedTuple):
@@ -32,6 +63,8 @@ class Step(NamedTuple):
 
     seen: Any = None
     """How an activation is counted."""
+
+    form: Form | None = None
 
     def equals(self, other: Step) -> bool:
         """Tell whether another step left the same behind; rows that were picked are never the same."""
@@ -68,13 +101,23 @@ class Steps:
         return self._at
 
     @property
+    def next(self) -> Step | None:
+        """What the pass before did at this step."""
+        return self._steps[self._at] if self._at < len(self._steps) else None
+
+    def go(self, step: Step) -> None:
+        """Go on by the step that was ``next``."""
+        self._at += 1
+        self.serial = step.serial
+
+    @property
     def last(self) -> Step:
         """The step that was taken last."""
         return self._steps[self._at - 1]
 
     def before(self, signature: Sequence[Any]) -> Step | None:
         """Return what this step did in the pass before, if it was the very same."""
-        step = self._steps[self._at] if self._at < len(self._steps) else None
+        step = self.next
         return step if step is not None and step.signature == signature else None
 
     def take(self, step: Step) -> Step:
@@ -84,9 +127,33 @@ class Steps:
             del self._steps[self._at :]
             self._steps.append(step)
             before = step
-        self._at += 1
-        self.serial = before.serial
+        self.go(before)
         return before
+
+
+def form_of(func: Any, path: str, args: tuple[Any, ...], output: Any, inputs: Inputs) -> Form | None:
+    """Return the form of a call without keywords; None for one that has another form."""
+    is_tensor = [type(arg) in _TENSORS for arg in args]
+    n_tensors = len(args) - is_tensor[::-1].index(True) if any(is_tensor) else 0
+    outputs = (output,) if isinstance(output, Tensor) else output
+    if sum(is_tensor) != len(inputs) or not all(map(_is_plain, args[n_tensors:])):
+        return None
+    if any(arg is not None and type(arg) not in _TENSORS for arg in args[:n_tensors]):
+        return None
+    if not isinstance(outputs, (tuple, list)) or not all(type(tensor) is Tensor for tensor in outputs):
+        return None
+    known = iter(inputs)
+    tensors = tuple((None, None) if arg is None else (next(known)[1], arg.shape) for arg in args[:n_tensors])
+    writes = func._schema.is_mutable
+    if writes and not isinstance(output, Tensor):
+        return None
+    return Form(func, path, tuple(map(type, args)), tensors, args[n_tensors:], [t.shape for t in outputs], writes)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, _COMPARABLE) for item in value)
+    return isinstance(value, _COMPARABLE)
 
 
 def describe(values: Iterable[Any], signature: list[Any], inputs: Inputs, look: Callable[[Any], Known | None]) -> None:

@@ -119,6 +119,9 @@ _COMPLETES = {
     "fmax": Suspects._bound,
 }
 
+NAMES = frozenset((*_COMPARES, "abs", *_CURVES, *_COMPLETES, *_KEEPS, *_SCALES))
+"""Operators that are looked at; no other can be part of an activation written out by hand."""
+
 
 def _is_zero(value: Any) -> bool:
     if isinstance(value, Tensor):

@@ -1,0 +1,145 @@
+"""Follows what is known of each tensor (a weight, or samples, units and positions) through forward passes."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from deadcheck import flows, picks
+from deadcheck.calls import Call
+from deadcheck.layout import Feed, Flow, Known, Weight, fresh
+from deadcheck.steps import Inputs, Step, Steps, describe, form_of
+from deadcheck.weights import memory_of, weights_of
+
+_OPERATOR_NAMES = {"addmm": "linear", "mm": "linear", "bmm": "linear", "_convolution": "convolution"}
+
+
+class Follower:
+    """What is known of the tensors of a model's forward passes, one pass at a time.
+
+    Most passes do what the pass before did, operator by operator; what is known is then taken over.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[nn.Module, str]) -> None:
+        self._weights, self._by_memory, self._holders = weights_of(model, names)
+        self._known: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
+        self._samples = 0
+        self.steps = Steps()
+        self.ran: set[str] = set()
+        """Paths of modules whose weights were used."""
+
+    def fork(self) -> Follower:
+        """Return one for another thread that runs the same model."""
+        fork = copy.copy(self)
+        fork._known, fork.steps, fork.ran = {}, self.steps.copy(), set()
+        return fork
+
+    def start(self, inputs: Sequence[Tensor], samples: int, padding: int) -> None:
+        """Begin a pass over this many samples, some of them padding, that starts from these tensors."""
+        self._known.clear()
+        self._samples = samples
+        self.steps.start(samples, padding)
+        for tensor in inputs:
+            signature = ("input", tensor.shape, tensor.dtype)
+            flow = Flow(fresh(tensor.shape, samples), (Feed("input", "input", 0, False),))
+            step = self.steps.before(signature) or Step(signature, (flow,), 0, ())
+            self.learn(tensor, self.steps.take(step).knowns[0])
+
+    def look(self, value: Any) -> Known | None:
+        """Return what is known of a value."""
+        if not isinstance(value, Tensor):
+            return None
+        entry = self._known.get(id(value))
+        if entry is not None and entry[0]() is value:
+            return entry[1]
+        weight = self._weights.get(id(value))
+        return self._by_memory.get(memory_of(value)) if weight is None else weight
+
+    def learn(self, tensor: Tensor, known: Known | None) -> None:
+        """Note what is known of a tensor."""
+        if known is None:
+            self._known.pop(id(tensor), None)
+        else:
+            self._known[id(tensor)] = (weakref.ref(tensor), known)
+
+    def repeats(self, func: Any, path: str, args: tuple[Any, ...], output: Any) -> bool:
+        """Tell whether an operator did what stood here in the pass before; if so, its outputs are known.
+
+        This runs after every operator of every pass, on a processor whose caches are full of weights: it is kept short,
+        and what it cannot tell at once goes to ``carry``.
+        """
+        step = self.steps.next
+        form = None if step is None else step.form
+        if step is None or form is None or form.func is not func or form.path != path:
+            return False
+        if tuple(map(type, args)) != form.types or args[form.n_tensors :] != form.rest:
+            return False
+        for tensor, (known, shape) in zip(args, form.tensors, strict=False):
+            if tensor is not None and (self.look(tensor) is not known or tensor.shape != shape):
+                return False
+        outputs = (output,) if isinstance(output, Tensor) else output
+        if [tensor.shape for tensor in outputs] != form.shapes or (form.writes and output._base is not None):
+            return False
+        self.steps.go(step)
+        for tensor, known in zip(outputs, step.knowns, strict=True):
+            self.learn(tensor, known)
+        return True
+
+    def carry(
+        self, func: Any, name: str, rule: Any, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Note what an operator did to what is known."""
+        outputs = (output,) if isinstance(output, Tensor) else tuple(tensors_of(output))
+        if not outputs:
+            return
+        signature: list[Any] = [name, path, *kwargs]
+        inputs: Inputs = []
+        describe((*args, *kwargs.values()), signature, inputs, self.look)
+        if name not in flows.MAKERS and all(known is None for _, known in inputs):
+            for tensor in outputs:
+                self.learn(tensor, None)
+            return
+        signature += [tensor.shape for tensor in outputs]
+        step = self.steps.before(signature)
+        # Integers and masks may say which rows are picked, and do so anew in every batch.
+        may_repeat = all(tensor.is_floating_point() for tensor, _ in inputs)
+        if step is None or not may_repeat:
+            feed = partial(self.feed, name, path)
+            call = Call(name, args, kwargs, outputs, tuple(inputs), self._samples, self.look, feed)
+            knowns = flows.carry(rule, call)
+            form = form_of(func, path, args, output, inputs) if may_repeat and not kwargs else None
+            step = Step(signature, knowns, self.steps.serial, [known for _, known in inputs], form=form)
+        knowns = self.steps.take(step).knowns
+        for tensor, known in zip(outputs, knowns, strict=False):
+            self.learn(tensor, known)
+            if name.endswith("_") and tensor._base is not None:
+                base = tensor._base
+                self.learn(base, picks.written(self.look(base), base, tensor, known, self._samples))
+
+    def feed(self, operator: str, path: str, weight: Weight | None) -> Feed:
+        """Return a new run of a layer, named by the module that holds the weight, or by the operator."""
+        self.steps.serial += 1
+        if weight is None:
+            return Feed(path or operator, path, self.steps.serial)
+        owner = path if path in self._holders[weight.name] else weight.owner
+        self.ran.add(weight.owner)
+        if not self._holders[weight.name]:  # a constant in the code of a frozen program
+            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self.steps.serial)
+        return Feed(owner or weight.name, weight.name, self.steps.serial)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors among an operator's arguments or outputs, which nest lists once at most."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple)):
+                yield from (inner for inner in item if isinstance(inner, Tensor))
