@@ -91,6 +91,11 @@ def ordered(tensor: Tensor, layout: Plan, n_samples: int) -> Ordered:
 
     Integer and half precision values become float64 and float32, which hold them exactly.
     """
+    if tensor.dtype == torch.float32 and tensor.layout is torch.strided and tensor.is_contiguous():
+        if layout.is_samples_first:  # the most of all calls; each operator here costs time in every batch
+            return Ordered(tensor.view(n_samples, layout.n_units, -1), units_last=False)
+        if layout.is_units_last:
+            return Ordered(tensor.view(n_samples, -1, layout.n_units), units_last=True)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     if tensor.layout is not torch.strided:

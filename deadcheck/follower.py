@@ -77,10 +77,14 @@ class Follower:
         form = None if step is None else step.form
         if step is None or form is None or form.func is not func or form.path != path:
             return False
-        if tuple(map(type, args)) != form.types or args[form.n_tensors :] != form.rest:
+        if tuple(map(type, args)) != form.types or args[form.n_before :] != form.rest:
             return False
-        for tensor, (known, shape) in zip(args, form.tensors, strict=False):
-            if tensor is not None and (self.look(tensor) is not known or tensor.shape != shape):
+        for place, value in form.between:
+            if args[place] != value:
+                return False
+        for place, known, shape in form.tensors:
+            tensor = args[place]
+            if self.look(tensor) is not known or tensor.shape != shape:
                 return False
         outputs = (output,) if isinstance(output, Tensor) else output
         if [tensor.shape for tensor in outputs] != form.shapes or (form.writes and output._base is not None):

@@ -375,6 +375,12 @@ class Plan(NamedTuple):
     unit_axes: tuple[int, ...]
     """Axes of the tensor that hold units."""
 
+    is_samples_first: bool
+    """Whether the axes stand in the order samples, units, positions already."""
+
+    is_units_last: bool
+    """Whether they stand in the order samples, positions, units."""
+
 
 def plan(axes: Axes) -> Plan:
     """Return how to order a tensor with these axes for counting."""
@@ -384,11 +390,15 @@ def plan(axes: Axes) -> Plan:
         for role in (SAMPLE, UNIT)
     }
     rest = [i for i, atom in enumerate(atoms) if atom.role == POSITION]
+    as_it_is = list(range(len(atoms)))
+    samples_first, units_last = by_role[SAMPLE] + by_role[UNIT] + rest, by_role[SAMPLE] + rest + by_role[UNIT]
     return Plan(
         split=tuple(atom.size for atom in atoms),
-        samples_first=tuple(by_role[SAMPLE] + by_role[UNIT] + rest),
-        units_last=tuple(by_role[SAMPLE] + rest + by_role[UNIT]),
+        samples_first=tuple(samples_first),
+        units_last=tuple(units_last),
         n_samples=count(axes, SAMPLE),
         n_units=count(axes, UNIT),
         unit_axes=tuple(i for i, axis in enumerate(axes) if has(axis, UNIT)),
+        is_samples_first=samples_first == as_it_is,
+        is_units_last=units_last == as_it_is,
     )

@@ -21,7 +21,7 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 class Form(NamedTuple):
-    """An operator call in a form that the next pass is quickly compared with: tensors first, then plain values."""
+    """An operator call in a form that the next pass is quickly compared with."""
 
     func: Any
     path: str
@@ -30,22 +30,23 @@ class Form(NamedTuple):
     types: tuple[type, ...]
     """Types of the arguments."""
 
-    tensors: tuple[tuple[Known | None, torch.Size | None], ...]
-    """What was known of each argument up to the last tensor, and its shape; both None for an argument of None."""
+    tensors: tuple[tuple[int, Known | None, torch.Size], ...]
+    """Which arguments are tensors, what was known of each, and its shape."""
+
+    between: tuple[tuple[int, Any], ...]
+    """The arguments before the last tensor that are none."""
+
+    n_before: int
+    """Arguments up to the last tensor."""
 
     rest: tuple[Any, ...]
-    """The arguments after the last tensor."""
+    """The arguments after it."""
 
     shapes: list[torch.Size]
     """Shapes of the outputs."""
 
     writes: bool
     """Whether it works in place, and so on the tensor that its output may be a part of."""
-
-    @property
-    def n_tensors(self) -> int:
-        """Arguments up to the last tensor."""
-        return len(self.tensors)
 
 
 class Step(NamedTuple):
@@ -132,22 +133,29 @@ class Steps:
 
 
 def form_of(func: Any, path: str, args: tuple[Any, ...], output: Any, inputs: Inputs) -> Form | None:
-    """Return the form of a call without keywords; None for one that has another form."""
-    is_tensor = [type(arg) in _TENSORS for arg in args]
-    n_tensors = len(args) - is_tensor[::-1].index(True) if any(is_tensor) else 0
+    """Return the form of a call without keywords; None for one with tensors in lists or of classes of their own."""
+    places = [place for place, arg in enumerate(args) if type(arg) in _TENSORS]
+    plain = [(place, arg) for place, arg in enumerate(args) if place not in places]
     outputs = (output,) if isinstance(output, Tensor) else output
-    if sum(is_tensor) != len(inputs) or not all(map(_is_plain, args[n_tensors:])):
-        return None
-    if any(arg is not None and type(arg) not in _TENSORS for arg in args[:n_tensors]):
+    writes = func._schema.is_mutable
+    if len(places) != len(inputs) or not all(_is_plain(arg) for _, arg in plain):
         return None
     if not isinstance(outputs, (tuple, list)) or not all(type(tensor) is Tensor for tensor in outputs):
         return None
-    known = iter(inputs)
-    tensors = tuple((None, None) if arg is None else (next(known)[1], arg.shape) for arg in args[:n_tensors])
-    writes = func._schema.is_mutable
     if writes and not isinstance(output, Tensor):
         return None
-    return Form(func, path, tuple(map(type, args)), tensors, args[n_tensors:], [t.shape for t in outputs], writes)
+    n_before = places[-1] + 1 if places else 0
+    return Form(
+        func,
+        path,
+        types=tuple(map(type, args)),
+        tensors=tuple((place, known, args[place].shape) for place, (_, known) in zip(places, inputs, strict=True)),
+        between=tuple((place, arg) for place, arg in plain if place < n_before and arg is not None),
+        n_before=n_before,
+        rest=args[n_before:],
+        shapes=[tensor.shape for tensor in outputs],
+        writes=writes,
+    )
 
 
 def _is_plain(value: Any) -> bool:
