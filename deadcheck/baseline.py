@@ -43,5 +43,6 @@ def _without(site: SiteRecord, back: Ranges) -> SiteRecord:
     counts[Verdict.DEAD.value], counts[Verdict.SILENT.value] = count(dead), count(silent)
     if leaking is not None:
         counts[Verdict.NEGATIVE_ONLY.value] = count(leaking)
-    counts[Verdict.LIVE.value] = counts.get(Verdict.LIVE.value, 0) + site.units - sum(counts.values())
+    others = site.units - sum(count or 0 for count in counts.values())
+    counts[Verdict.LIVE.value] = (counts.get(Verdict.LIVE.value) or 0) + others
     return replace(site, counts=counts, dead_units=dead, silent_units=silent, negative_only_units=leaking)

@@ -104,6 +104,9 @@ class ScanSettings:
     call: str = "forward"
     """Method of the model to run."""
 
+    stats: str = "full"
+    """How much to measure: full, counts or verdict; see ``settings.STATS``."""
+
 
 @dataclass(frozen=True)
 class ModelEntry:

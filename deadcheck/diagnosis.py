@@ -16,7 +16,7 @@ from deadcheck.confidence import firing_bound, never_fired_bound, settled_below
 from deadcheck.config import Thresholds
 from deadcheck.ranges import ranges_of
 from deadcheck.shares import reaches
-from deadcheck.sites import Family, InputSummary, Measurement, SiteStats
+from deadcheck.sites import UNKNOWN, Family, InputSummary, IntArray, Measurement, SiteStats
 
 
 @unique
@@ -53,6 +53,9 @@ class Verdict(str, Enum):
 
 VERDICTS = tuple(Verdict)
 _CODE = {verdict: code for code, verdict in enumerate(VERDICTS)}
+_UNTOLD = {"full": (), "counts": (Verdict.FAINT,), "verdict": (Verdict.RARE, Verdict.FAINT)}
+"""Verdicts that a scan which measured less than everything does not give; such units pass for live."""
+
 _GOES_OFF = (Family.RECTIFIER, Family.CLIPPED, Family.SMOOTH, Family.GATED, Family.NONZERO)
 
 DEPTHS = ("shallow", "mid", "deep")
@@ -82,7 +85,9 @@ class UnitVerdict:
     unit: int
     verdict: Verdict
     samples: int
-    fired: int
+    fired: int | None
+    """Samples in which it was on; None where that was not counted, as ``zero_rate`` and ``upper_bound`` are NaN."""
+
     zero_rate: float
     upper_bound: float
     """Exact one-sided upper bound on its firing rate."""
@@ -108,6 +113,8 @@ class SiteDiagnosis:
     """Index into ``VERDICTS`` per unit."""
 
     thresholds: Thresholds
+    level: str = "full"
+    """How much was measured; one of ``settings.STATS``."""
 
     @property
     def key(self) -> str:
@@ -126,14 +133,19 @@ class SiteDiagnosis:
         return {verdict: int(totals[code]) for verdict, code in _CODE.items()}
 
     @property
+    def untold(self) -> tuple[Verdict, ...]:
+        """Verdicts that were not asked for; such units count as live."""
+        return _UNTOLD[self.level]
+
+    @property
     def dead_share(self) -> float:
         """Share of the units that are dead."""
         return self.counts[Verdict.DEAD] / max(self.units, 1)
 
     @property
     def zero_rate(self) -> float:
-        """Share of all observations that are 0: the layer's APoZ."""
-        return int(self.stats.zeros.sum()) / max(self.stats.observations * self.units, 1)
+        """Share of all observations that are 0: the layer's APoZ; NaN where they were not counted."""
+        return _share(self.stats.zeros, self.stats.observations)
 
     @property
     def upper_bound(self) -> float:
@@ -142,8 +154,8 @@ class SiteDiagnosis:
 
     @property
     def positive_share(self) -> float:
-        """Share of the inputs above 0: one half where they are symmetric about it."""
-        return int(self.stats.positive.sum()) / max(self.stats.observations * self.units, 1)
+        """Share of the inputs above 0: one half where they are symmetric about it; NaN where not counted."""
+        return _share(self.stats.positive, self.stats.observations)
 
     @property
     def mean_output(self) -> float:
@@ -162,7 +174,9 @@ class SiteDiagnosis:
 
     @property
     def dormant_shares(self) -> Mapping[float, float]:
-        """Share of units whose score is at most tau, for each tau."""
+        """Share of units whose score is at most tau, for each tau; empty where means were not measured."""
+        if np.isnan(self.scores).any() and self.level != "full":
+            return {}
         return {tau: float((self.scores <= tau).mean()) if self.units else 0.0 for tau in self.thresholds.taus}
 
     @cached_property
@@ -186,7 +200,8 @@ class SiteDiagnosis:
         """Return the verdict on one unit with its evidence; IndexError where there is no such unit."""
         unit = range(self.units)[unit]
         stats, verdict = self.stats, self.verdict(unit)
-        fired, first = int(stats.fired[unit]), int(stats.first_fired[unit])
+        count, first = int(stats.fired[unit]), int(stats.first_fired[unit])
+        fired = None if count == UNKNOWN else count
         needed = max(self.thresholds.n_star - stats.samples, 0) if verdict is Verdict.SILENT else 0
         margin = float(stats.margin[unit])
         return UnitVerdict(
@@ -195,7 +210,7 @@ class SiteDiagnosis:
             samples=stats.samples,
             fired=fired,
             zero_rate=float(stats.zero_rate[unit]),
-            upper_bound=firing_bound(fired, stats.samples, self.thresholds.delta),
+            upper_bound=math.nan if fired is None else firing_bound(fired, stats.samples, self.thresholds.delta),
             witness=first if first >= 0 else None,
             depth=_depth(margin, self.thresholds) if verdict in (Verdict.DEAD, Verdict.SILENT) else None,
             samples_needed=needed,
@@ -270,7 +285,8 @@ class Diagnosis:
 def diagnose(measurement: Measurement, thresholds: Thresholds | None = None) -> Diagnosis:
     """Judge every unit of a measurement."""
     limits = thresholds or Thresholds()
-    sites = tuple(SiteDiagnosis(stats, _codes(stats, limits), limits) for stats in measurement.sites)
+    level = measurement.env.stats
+    sites = tuple(SiteDiagnosis(stats, _codes(stats, limits), limits, level) for stats in measurement.sites)
     return Diagnosis(measurement, limits, sites, tuple(_findings(measurement, sites, limits)))
 
 
@@ -286,7 +302,8 @@ def _codes(stats: SiteStats, limits: Thresholds) -> npt.NDArray[np.int8]:
         off = never & (stats.zeros == n)
     enough = stats.samples >= limits.n_star
     faint = (stats.mean_abs <= limits.tau * (_layer_mean(stats) + 1e-9)) & ~never
-    rare = settled_below(stats.fired, stats.samples, limits.p_rare, limits.delta) & ~never
+    fired = np.where(stats.fired == UNKNOWN, stats.samples, stats.fired)  # too often to be rare, for all that is known
+    rare = settled_below(fired, stats.samples, limits.p_rare, limits.delta) & ~never
     tests = {
         Verdict.INVALID: stats.nonfinite > 0,
         Verdict.DEAD: off & enough,
@@ -311,6 +328,13 @@ def _layer_mean(stats: SiteStats) -> float:
     return float(mean.mean()) if mean.size else 0.0
 
 
+def _share(counts: IntArray, observations: int) -> float:
+    """Return what part of the observations of all units was counted; NaN where that of some was not."""
+    if (counts == UNKNOWN).any():
+        return math.nan
+    return int(counts.sum()) / max(observations * len(counts), 1)
+
+
 def _depth(margin: float, limits: Thresholds) -> str | None:
     if not math.isfinite(margin):
         return "deep" if margin == -math.inf else None
@@ -322,7 +346,9 @@ def _because(verdict: Verdict, stats: SiteStats, unit: int, limits: Thresholds) 
     samples, first = "samples", f"in sample {int(stats.first_fired[unit])}"
     if stats.site.samples_from == "call":
         samples, first = "batches", f"in the batch from sample {int(stats.first_fired[unit])} on"
-    bound = firing_bound(fired, n, limits.delta)
+    if fired == UNKNOWN and verdict is Verdict.LIVE:
+        return f"on, first {first}"
+    bound = firing_bound(max(fired, 0), n, limits.delta)
     sure = f"{1 - limits.delta:.0%}"
     match verdict:
         case Verdict.INVALID:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deadcheck.boundary import InputState, OutputWatch
 from deadcheck.errors import DataError, NothingMeasured, UsageError, first_line
+from deadcheck.settings import STATS
 from deadcheck.shard import Shard
 from deadcheck.sites import (
     NEVER_RAN,
@@ -218,6 +219,8 @@ def unpacked(data: bytes) -> Kept:
     head = msgspec.json.decode(metadata[_HEAD], type=_Head)
     if head.version != _VERSION:
         raise ValueError("written by another version of deadcheck")
+    if head.scan.env.stats not in STATS:
+        raise ValueError(f"it measured {head.scan.env.stats!r}, which there is not")
     arrays = safetensors.torch.load(data)
     if _digest(replace(head, digest=""), arrays) != head.digest:
         raise ValueError("its numbers are not those that were written")
@@ -284,6 +287,15 @@ def merged(kept: Sequence[tuple[str, Kept]]) -> Measurement:
     return measurement(first.scan, total)
 
 
+_LESS = {
+    "full": "",
+    "counts": "means were not measured (--stats counts), so no unit is told to be faint or dormant",
+    "verdict": "a unit that fired was not asked again (--stats verdict), so rare and faint units pass for live ones, "
+    "NaN that came later was not looked for, and rates of zeros and explosions were not measured",
+}
+"""What a report has to say of a scan that measured less than everything."""
+
+
 def differences(a: Scan, b: Scan) -> list[str]:
     """Say in what two scans are not the same."""
     pairs = [
@@ -304,6 +316,8 @@ def measurement(scan: Scan, part: Part) -> Measurement:
     if not part.sites:
         raise NothingMeasured(_no_activation(part.samples, part.skipped))
     sites = tuple(part.sites[site] for site in sorted(part.sites, key=lambda site: part.places[site]))
+    if scan.env.stats == "verdict":  # a shard may have asked a unit that another knew to be live
+        sites = tuple(stats.without_settled() for stats in sites)
     return Measurement(
         model=scan.model,
         data=replace(scan.data, samples=part.samples),
@@ -311,7 +325,7 @@ def measurement(scan: Scan, part: Part) -> Measurement:
         sites=sites,
         skipped=part.skipped,
         inputs=tuple(state.summary() for state in part.inputs.values()),
-        warnings=(*part.warnings, *part.unmatched, *_guesses(sites)),
+        warnings=(*part.warnings, *part.unmatched, *_guesses(sites), *filter(None, [_LESS[scan.env.stats]])),
         output_constant=part.outputs.constant,
     )
 

@@ -30,6 +30,7 @@ from deadcheck.preserve import eval_mode, preserved
 from deadcheck.probe import Probe, Watch
 from deadcheck.processes import gathered
 from deadcheck.sample import sample_beside
+from deadcheck.settings import STATS
 from deadcheck.shard import WHOLE, Shard
 from deadcheck.sites import DataIdentity, Environment, Measurement, Spent
 
@@ -51,6 +52,7 @@ def scan(
     units: Mapping[str, int] | Sequence[tuple[str, int]] = (),
     call: str = "forward",
     allow_nonfinite: bool = False,
+    stats: str = "full",
     thresholds: Thresholds | None = None,
     load: LoadOptions | None = None,
 ) -> Diagnosis:
@@ -59,11 +61,14 @@ def scan(
     ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
     tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
     samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``units`` maps a pattern of site
-    keys or module paths to the axis that holds the units.
+    keys or module paths to the axis that holds the units. ``stats`` says how much to measure: ``full``, ``counts`` (no
+    means, so no unit is told to be faint) or ``verdict`` (a unit that fired is not asked again).
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
     """
+    if stats not in STATS:
+        raise UsageError(f"stats is {stats!r}; choose one of {', '.join(STATS)}")
     pairs = tuple(units.items()) if isinstance(units, Mapping) else tuple(units)
     settings = ScanSettings(
         batch_size=batch_size,
@@ -76,6 +81,7 @@ def scan(
         units=pairs,
         call=call,
         allow_nonfinite=allow_nonfinite,
+        stats=stats,
     )
     if not isinstance(model, (str, Path)):
         loaded = open_live(model)
@@ -200,6 +206,8 @@ def counted(
     watch: Watch | None = None,
 ) -> Counted:
     """Count the batches of one shard, as ``measure`` does; they may hold nothing to measure."""
+    if watch is not None:
+        settings = replace(settings, stats="full")  # what is watched is to be changed, by all that is known
     model, notes = _runnable(loaded.module)
     run = Passes(model, settings, fixed=None if batches.as_one else loaded.batch_size)
     scan = _identity(loaded, batches, settings, run)
@@ -225,7 +233,9 @@ def counted(
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
         torch.manual_seed(settings.seed)
-        probe = stack.enter_context(Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch))
+        probe = stack.enter_context(
+            Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch, stats=settings.stats)
+        )
         run.through(batches, probe, held, Course(shard, 0 if before is None else before.part.batches, keep, progress))
         keep(probe, is_complete=True)
         return Counted(scan, so_far(probe), run.spent)
@@ -246,7 +256,7 @@ def counted(
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
     """Return what parts of one scan agree in."""
     told = {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in _NOT_OF_THE_SCAN}
-    env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed)
+    env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed, stats=settings.stats)
     data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
     return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})
 

@@ -145,9 +145,11 @@ class Probe:
         unit_axes: Sequence[tuple[str, int]] = (),
         device: Any = None,
         watch: Watch | None = None,
+        stats: str = "full",
     ) -> None:
         self.model = model
         self.watch = watch
+        self.level = stats
         self.gates = gates
         self.warnings: dict[str, str] = {}
         self.unit_axes = tuple(unit_axes)
@@ -587,7 +589,7 @@ class Probe:
         counter = self._counters.get(record)
         if counter is None:
             counter = self._counters[record] = SiteCounter(
-                record.activation, record.units, record.device, self._scratch
+                record.activation, record.units, record.device, self._scratch, self.level
             )
         return counter
 

@@ -13,7 +13,17 @@ from deadcheck import rules
 from deadcheck.config import Thresholds
 from deadcheck.diagnosis import VERDICTS, Diagnosis, Finding, SiteDiagnosis, Verdict
 from deadcheck.ranges import Ranges
-from deadcheck.sites import DataIdentity, Environment, InputSummary, Measurement, ModelIdentity, Skipped, Spent
+from deadcheck.sites import (
+    UNKNOWN,
+    DataIdentity,
+    Environment,
+    InputSummary,
+    IntArray,
+    Measurement,
+    ModelIdentity,
+    Skipped,
+    Spent,
+)
 
 STUCK = (Verdict.DEAD, Verdict.SILENT, Verdict.NEGATIVE_ONLY)
 """Verdicts on units that let nothing through, or nothing but a leak."""
@@ -40,9 +50,11 @@ class SiteRecord:
     observations: int
     """Per unit."""
 
-    zero_rate: float
-    counts: Mapping[str, int]
-    """Units by the name of their verdict."""
+    zero_rate: float | None
+    """None where the scan did not count zeros."""
+
+    counts: Mapping[str, int | None]
+    """Units by the name of their verdict; None for one that the scan did not ask for, whose units count as live."""
 
     upper_bound: float
     dead_units: Ranges
@@ -67,7 +79,7 @@ class SiteRecord:
 
     def count(self, *verdicts: Verdict) -> int:
         """Return the number of units with one of these verdicts."""
-        return sum(self.counts.get(verdict.value, 0) for verdict in verdicts)
+        return sum(self.counts.get(verdict.value) or 0 for verdict in verdicts)
 
     @property
     def off_units(self) -> Ranges:
@@ -182,8 +194,8 @@ def _site(site: SiteDiagnosis) -> SiteRecord:
         units=where.units,
         samples=stats.samples,
         observations=stats.observations,
-        zero_rate=site.zero_rate,
-        counts={name: site.counts[Verdict(name)] for name in COUNTED},
+        zero_rate=finite(site.zero_rate),
+        counts={name: None if Verdict(name) in site.untold else site.counts[Verdict(name)] for name in COUNTED},
         upper_bound=site.upper_bound,
         dead_units=tuple(site.ranges(Verdict.DEAD)),
         silent_units=tuple(site.ranges(Verdict.SILENT)),
@@ -193,19 +205,19 @@ def _site(site: SiteDiagnosis) -> SiteRecord:
         samples_from=where.samples_from,
         depths=dict(site.depths),
         dormant_shares={str(tau): share for tau, share in site.dormant_shares.items()},
-        zeros=int(stats.zeros.sum()),
+        zeros=None if math.isnan(site.zero_rate) else int(stats.zeros.sum()),
         mean_output=finite(site.mean_output),
         max_abs_output=finite(site.max_abs_output),
-        positive_share=site.positive_share,
-        nonfinite=int(stats.nonfinite.sum()),
+        positive_share=finite(site.positive_share),
+        nonfinite=None if site.level == "verdict" else int(stats.nonfinite.sum()),
     )
 
 
 def _per_unit(site: SiteDiagnosis) -> dict[str, list[object]]:
     stats = site.stats
     return {
-        "zeros": stats.zeros.tolist(),
-        "fired": stats.fired.tolist(),
+        "zeros": _counts(stats.zeros),
+        "fired": _counts(stats.fired),
         "first_fired": [index if index >= 0 else None for index in stats.first_fired.tolist()],
         "max": _numbers(stats.output_max),
         "min": _numbers(stats.output_min),
@@ -214,11 +226,15 @@ def _per_unit(site: SiteDiagnosis) -> dict[str, list[object]]:
         "mean": _numbers(stats.output_sum / max(stats.observations, 1)),
         "mean_abs": _numbers(stats.mean_abs),
         "second_moment": _numbers(stats.output_square_sum / max(stats.observations, 1)),
-        "positive": stats.positive.tolist(),
-        "nonfinite": stats.nonfinite.tolist(),
+        "positive": _counts(stats.positive),
+        "nonfinite": _counts(np.where((stats.fired == UNKNOWN) & (stats.nonfinite == 0), UNKNOWN, stats.nonfinite)),
         "margin": _numbers(stats.margin),
         "verdict": [VERDICTS[code].value for code in site.codes.tolist()],
     }
+
+
+def _counts(values: IntArray) -> list[object]:
+    return [None if count == UNKNOWN else count for count in values.tolist()]
 
 
 def _numbers(values: Iterable[object]) -> list[object]:

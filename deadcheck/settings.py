@@ -8,6 +8,9 @@ from typing import Any
 from deadcheck import kinds
 from deadcheck.kinds import Kind, Rows, Section, one_of, or_none, whole
 
+STATS = ("full", "counts", "verdict")
+"""How much is measured: everything; no sums of numbers; or no more of a unit than its verdict needs."""
+
 _LIMITS = {
     "max_layer_dead": "share of a layer that may be dead (DC001)",
     "max_new_dead": "share of a layer that may have died since the baseline, unit by unit (DC008)",
@@ -73,6 +76,7 @@ _SCAN = Section(
         "gates": kinds.FLAG,
         "units": kinds.AXES,
         "call": kinds.TEXT,
+        "stats": one_of(*STATS),
     },
     {
         "data": ".npz .npy .pt .safetensors, module:name, file.py:name; null: the sample beside the model",
@@ -88,6 +92,7 @@ _SCAN = Section(
         "gates": "measure the gates inside LSTM and GRU too",
         "units": "axis that holds the units, by pattern",
         "call": "method of the model to run",
+        "stats": "how much to measure: full; counts (no means); verdict (a unit that fired is not asked again)",
     },
 )
 _THRESHOLDS = Section(

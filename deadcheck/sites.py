@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, unique
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,10 @@ class Family(str, Enum):
 
     NONZERO = "nonzero"
     """Judged by its output alone: LSTM and GRU outputs, hardshrink, softshrink."""
+
+
+UNKNOWN = -1
+"""Count of what was not counted; numbers that were not measured are NaN."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class Site:
 class SiteStats:
     """What was counted at one site; every array has one entry per unit.
 
-    ``z`` is the activation's input and ``h`` its output. Counts are exact integers. ``a + b`` merges two scans of
-    disjoint samples of the same model.
+    ``z`` is the activation's input and ``h`` its output. Counts are exact integers, or ``UNKNOWN`` where less than
+    everything was measured. ``a + b`` merges two scans of disjoint samples of the same model.
     """
 
     site: Site
@@ -138,7 +144,7 @@ class SiteStats:
             first_fired=_first(self.first_fired, other.first_fired),
             **{name: np.minimum(getattr(self, name), getattr(other, name)) for name in ("input_min", "output_min")},
             **{name: np.maximum(getattr(self, name), getattr(other, name)) for name in ("input_max", "output_max")},
-            **{name: getattr(self, name) + getattr(other, name) for name in _COUNTED},
+            **cast(dict[str, Any], {name: _count(getattr(self, name), getattr(other, name)) for name in _COUNTED}),
             **dict(zip(SUMS, sums, strict=True)),
             rest=rest,
         )
@@ -148,15 +154,34 @@ class SiteStats:
         arrays = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return all(a.tobytes() == b.tobytes() if isinstance(a, np.ndarray) else bool(a == b) for a, b in arrays)
 
+    def without_sums(self) -> SiteStats:
+        """Return what ``counts`` measures: no sums but those of units that never fired."""
+        nan = np.full(self.site.units, math.nan)
+        return replace(self, output_sum=nan, output_abs_sum=nan, output_square_sum=nan)
+
+    def without_settled(self) -> SiteStats:
+        """Return what ``verdict`` measures: of units whose verdict can only be live, no more than their witness.
+
+        Which units these are does not depend on where the samples were divided among batches or processes, and the
+        numbers of the others are exact.
+        """
+        where = settled(
+            self.site.family, self.fired, self.flat, self.observations, self.input_min, self.input_max
+        ) | (self.fired == UNKNOWN)  # fmt: skip
+        counts = {name: np.where(where, UNKNOWN, getattr(self, name)) for name in _COUNTED if name != "nonfinite"}
+        names = ("input_min", "input_max", "output_min", "output_max", *SUMS)
+        numbers = {name: np.where(where, math.nan, getattr(self, name)) for name in names}
+        return replace(self, **cast(dict[str, Any], {**counts, **numbers}))
+
     @property
     def zero_rate(self) -> FloatArray:
-        """APoZ of each unit: zeros / observations (Hu et al. 2016, arXiv 1607.03250)."""
-        return self.zeros / max(self.observations, 1)
+        """APoZ of each unit: zeros / observations (Hu et al. 2016, arXiv 1607.03250); NaN where not counted."""
+        return _rate(self.zeros, self.observations)
 
     @property
     def firing_rate(self) -> FloatArray:
-        """Share of samples in which each unit was on at least once."""
-        return self.fired / max(self.samples, 1)
+        """Share of samples in which each unit was on at least once; NaN where not counted."""
+        return _rate(self.fired, self.samples)
 
     @property
     def mean_abs(self) -> FloatArray:
@@ -174,6 +199,27 @@ class SiteStats:
 
 
 _COUNTED = ("zeros", "positive", "flat", "fired", "nonfinite")
+
+
+def settled(family: Family, fired: Any, flat: Any, observations: int, input_min: Any, input_max: Any) -> Any:
+    """Tell which units no further sample can give a verdict but live, rare or faint; arrays or tensors, per unit."""
+    done = fired > 0
+    if family in (Family.LEAKY, Family.SMOOTH):
+        done = done & (input_max > 0)
+    if family in (Family.CLIPPED, Family.SQUASHING):
+        done = done & (flat < observations)
+    if family in (Family.RECTIFIER, Family.CLIPPED, Family.LEAKY):
+        done = done & ((input_min <= 0) | (flat > 0))
+    return done
+
+
+def _rate(counts: IntArray, of: int) -> FloatArray:
+    return np.where(counts == UNKNOWN, math.nan, counts / max(of, 1))
+
+
+def _count(a: IntArray, b: IntArray) -> IntArray:
+    """Add counts, some of which may not be known."""
+    return np.where((a == UNKNOWN) | (b == UNKNOWN), UNKNOWN, a + b)
 
 
 def _summed(a: SiteStats, b: SiteStats) -> tuple[FloatArray, FloatArray]:
@@ -249,6 +295,8 @@ class Environment:
     mode: str = "eval"
     seed: int = 0
     world_size: int = 1
+    stats: str = "full"
+    """How much was measured; one of ``settings.STATS``."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ order batches are added up: by one process, by several, or in shards.
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +18,11 @@ from deadcheck import kernel
 from deadcheck.activations import Activation
 from deadcheck.counting import Ordered, Scratch, counted, moments, ordered, positive_sum
 from deadcheck.layout import Plan
-from deadcheck.sites import SUMS, Family, Site, SiteStats
+from deadcheck.sites import SUMS, UNKNOWN, Family, Site, SiteStats, settled
 
 _COUNTS = ("zeros", "positive", "flat", "nonfinite")
+_WITNESSES = ("first_fired", "nonfinite")
+"""What is kept of a unit that is asked no more."""
 
 
 class Rows(NamedTuple):
@@ -36,13 +40,25 @@ class Rows(NamedTuple):
     keep: Any = None
     """Index of the rows that count, where some are there only to fill up a batch; None for all."""
 
+    @property
+    def n_kept(self) -> int:
+        """Rows that count."""
+        if self.keep is None:
+            return self.n_rows
+        return self.n_samples if self.sample_of is None else len(self.sample_of)
+
 
 class SiteCounter:
     """Adds up what one site does, call by call and batch by batch."""
 
-    def __init__(self, activation: Activation, n_units: int, device: torch.device, scratch: Scratch) -> None:
+    def __init__(
+        self, activation: Activation, n_units: int, device: torch.device, scratch: Scratch, level: str = "full"
+    ) -> None:
         self.activation = activation
+        self.level = level
         self.n_units = n_units
+        """Units that are still asked; all of the site's, but for ``verdict``."""
+        self.n_all = n_units
         self.device = device
         self.samples = 0
         self.observations = 0
@@ -56,6 +72,9 @@ class SiteCounter:
         }
         self._fired = torch.zeros(n_units, dtype=torch.int64, device=device)
         self._first_fired = torch.full((n_units,), -1, dtype=torch.int64, device=device)
+        self._asked: Tensor | None = None
+        """Which units are still asked; None for all."""
+        self._settled = {name: torch.full((n_units,), UNKNOWN, dtype=torch.int64) for name in _WITNESSES}
         self._unfired = torch.ones(n_units, dtype=torch.bool, device=device)
         """Units that had not fired before this batch."""
         self._any_unfired = True
@@ -65,15 +84,19 @@ class SiteCounter:
         self._reached: Tensor | None = None
         """Which samples of this batch came here, where rows were picked by index; None for all."""
         self._is_plain_relu = activation.family is Family.RECTIFIER and activation.low == 0
-        self._kernel: kernel.Kernel | None = None
-        if kernel.is_built() and device.type == "cpu" and activation.family is not Family.NONZERO:
-            sums = dict(zip(SUMS, self._batch_sums, strict=True))
-            self._kernel = kernel.Kernel(activation, {**self._counts, **self._extremes, **sums})
+        self._kernel = self._compiled()
         self._is_empty = False
         self._in_kernel = False
         """Whether the input of the running call was counted by the kernel."""
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite; None when it is everywhere."""
+
+    def _compiled(self) -> kernel.Kernel | None:
+        """Return the kernel that adds to the totals of the units that are asked, where it can."""
+        if not kernel.is_built() or self.device.type != "cpu" or self.activation.family is Family.NONZERO:
+            return None
+        sums = dict(zip(SUMS, self._batch_sums, strict=True))
+        return kernel.Kernel(self.activation, {**self._counts, **self._extremes, **sums})
 
     def rectify(self, tensor: Tensor, layout: Plan, rows: Rows, *, in_place: bool) -> Tensor | None:
         """Count a call of ``torch.relu`` and run it in the same pass over the memory; None, with nothing done, if not.
@@ -83,6 +106,7 @@ class SiteCounter:
         if (
             self._kernel is None
             or self._kernel.input_kind is not kernel.Kind.RECTIFIER
+            or self._asked is not None
             or rows.keep is not None
             or tensor.numel() == 0
         ):
@@ -102,10 +126,14 @@ class SiteCounter:
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
+        if self.n_units == 0 < self.n_all:
+            self._see_on(self._blank(rows.n_kept), rows)
+            return
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
         if self._is_empty:
             return
+        z = z if self._asked is None else z.units(self._asked)
         if self._kernel is not None:
             on = self._blank(z.values.shape[0])
             self._in_kernel = self._kernel.count_input(z, self._unfired if self._any_unfired else None, on)
@@ -131,9 +159,13 @@ class SiteCounter:
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
+        if self.n_units == 0 < self.n_all:
+            self.observations += rows.n_kept * (tensor.numel() // max(rows.n_rows * self.n_all, 1))
+            return
         if self._is_empty:
             return
         h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
+        h = h if self._asked is None else h.units(self._asked)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
         if self._in_kernel and self._kernel is not None and self._kernel.count_output(h):
@@ -159,7 +191,13 @@ class SiteCounter:
         if self._kernel is not None:
             totals = (self._fired, self._first_fired, self._unfired)
             self._any_unfired = kernel.fire(on.contiguous(), first_sample, *totals)
-            return
+        else:
+            self._fire(on, first_sample)
+        if self.level == "verdict" and self.n_units:
+            self._settle_units()
+
+    def _fire(self, on: Tensor, first_sample: int) -> None:
+        """Add a batch, shape (samples, units), to the samples fired."""
         fired = on.float().sum(0).long()  # sums of float are many times faster than those of bool
         self._fired += fired
         newly = (self._unfired & (fired > 0)).nonzero().squeeze(1)
@@ -168,8 +206,51 @@ class SiteCounter:
             self._unfired[newly] = False
             self._any_unfired = bool(self._unfired.any())
 
+    def _settle_units(self) -> None:
+        """Ask the units no more whose verdict no sample can change."""
+        least, most = self._extremes["input_min"], self._extremes["input_max"]
+        done = settled(self.activation.family, self._fired, self._counts["flat"], self.observations, least, most)
+        if not bool(done.any()):
+            return
+        asked = torch.arange(self.n_all, device=self.device) if self._asked is None else self._asked
+        for name, values in (("first_fired", self._first_fired), ("nonfinite", self._counts["nonfinite"])):
+            self._settled[name][asked[done].cpu()] = values[done].cpu()
+        left = (~done).nonzero().squeeze(1)
+        self._asked, self.n_units = asked[left], len(left)
+        self._counts = {name: values[left] for name, values in self._counts.items()}
+        self._extremes = {name: values[left] for name, values in self._extremes.items()}
+        self._batch_sums, self._sums, self._rest = (x[:, left] for x in (self._batch_sums, self._sums, self._rest))
+        firing = (self._fired, self._first_fired, self._unfired)
+        self._fired, self._first_fired, self._unfired = (x[left] for x in firing)
+        self._any_unfired = bool(self._unfired.any())
+        self._held_on, self._kernel = None, self._compiled()
+
     def freeze(self, site: Site) -> SiteStats:
         """Return the totals as a record."""
+        counted = self._totals(site)
+        if self.level == "counts":
+            return counted.without_sums()
+        return counted if self._asked is None else self._with_settled(counted, site)
+
+    def _with_settled(self, counted: SiteStats, site: Site) -> SiteStats:
+        """Return the totals of the units that are asked beside what is left of those that are not."""
+        assert self._asked is not None
+        asked, arrays = self._asked.cpu().numpy(), dict[str, Any]()
+        for item in fields(SiteStats):
+            own = getattr(counted, item.name)
+            if not isinstance(own, np.ndarray):
+                continue
+            if item.name in self._settled:
+                array = self._settled[item.name].numpy().copy()
+            else:
+                fill = UNKNOWN if own.dtype == np.int64 else 0.0 if item.name == "rest" else math.nan
+                array = np.full((*own.shape[:-1], self.n_all), fill, own.dtype)
+            array[..., asked] = own
+            arrays[item.name] = array
+        return replace(counted, site=site, **arrays)
+
+    def _totals(self, site: Site) -> SiteStats:
+        """Return the totals of the units that are asked."""
         rounded = self._sums + self._rest
         sums, rest = rounded.cpu().numpy(), (self._rest - (rounded - self._sums)).nan_to_num(0, 0, 0).cpu().numpy()
         fired = (self._first_fired >= 0).cpu().numpy()
@@ -205,7 +286,7 @@ class SiteCounter:
         held = self._held_on
         if held is not None and held.shape[0] == n_rows and held is not self._on:
             return held.zero_()
-        self._held_on = torch.zeros(n_rows, self.n_units, dtype=torch.bool)
+        self._held_on = torch.zeros(n_rows, self.n_units, dtype=torch.bool, device=self.device)
         return self._held_on
 
     def _sum(self, name: str) -> Tensor:

@@ -74,6 +74,7 @@ def gate(
     seed: options.Seed = None,
     units: options.Units = None,
     gates: options.Gates = False,
+    stats: options.Stats = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
     format: Annotated[
@@ -116,7 +117,8 @@ def gate(
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
         "scan.input_shape": shape_of(input_shape), "scan.allow_nonfinite": allow_nonfinite or None,
         "scan.device": device, "scan.seed": seed, "scan.units": unit_axes(units or []) or None,
-        "scan.gates": gates or None, "scan.call": call, "policy.max_layer_dead": max_layer_dead,
+        "scan.gates": gates or None, "scan.stats": stats, "scan.call": call,
+        "policy.max_layer_dead": max_layer_dead,
         "policy.max_model_dead": max_model_dead, "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
         "policy.compare": compare, "policy.min_samples": min_samples,
     }  # fmt: skip

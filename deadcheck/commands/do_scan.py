@@ -36,6 +36,7 @@ def scan(
     seed: options.Seed = None,
     units: options.Units = None,
     gates: options.Gates = False,
+    stats: options.Stats = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
     format: Annotated[
@@ -76,6 +77,7 @@ def scan(
         "scan.seed": seed,
         "scan.units": unit_axes(units or []) or None,
         "scan.gates": gates or None,
+        "scan.stats": stats,
         "scan.call": call,
     }
     reading = Reading(arch, arch_arg or (), allow_class or (), key, trust=trust)

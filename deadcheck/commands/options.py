@@ -109,6 +109,14 @@ Units = Annotated[
 Gates = Annotated[
     bool, typer.Option("--gates", help="measure the gates inside LSTM and GRU too", rich_help_panel=MEASURE)
 ]
+Stats = Annotated[
+    str | None,
+    typer.Option(
+        help="how much to measure: full, counts (no means) or verdict (a unit that fired is not asked again) "
+        "\\[default: full]",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
 Call = Annotated[
     str | None, typer.Option(help="method to run instead of forward", rich_help_panel=MEASURE, show_default=False)
 ]

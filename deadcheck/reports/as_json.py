@@ -9,6 +9,7 @@ from typing import Any
 
 from deadcheck import __version__
 from deadcheck.breach import Breach
+from deadcheck.diagnosis import Verdict
 from deadcheck.errors import ExitCode
 from deadcheck.gate import GateResult
 from deadcheck.record import COUNTED, Record, SiteRecord, finite
@@ -88,16 +89,23 @@ def _report(outcome: Outcome, options: RenderOptions) -> dict[str, Any]:
 
 
 def _totals(record: Record) -> dict[str, Any]:
-    counts = {name: sum(site.counts.get(name, 0) for site in record.sites) for name in COUNTED}
+    counts = {name: _total([site.counts.get(name, 0) for site in record.sites]) for name in COUNTED}
+    dead, silent = (record.count(verdict) for verdict in (Verdict.DEAD, Verdict.SILENT))
     return {
         "sites": len(record.sites),
         "units": record.units,
-        "dead": counts["dead"],
-        "silent": counts["silent"],
-        "dead_share": counts["dead"] / max(record.units, 1),
+        "dead": dead,
+        "silent": silent,
+        "dead_share": dead / max(record.units, 1),
         "counts": counts,
         "output_constant": record.output_constant,
     }
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    """Add up what every site counted; None where one did not."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _site(site: SiteRecord) -> dict[str, Any]:

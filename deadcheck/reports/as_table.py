@@ -253,6 +253,8 @@ def _silent(site: SiteRecord) -> Text:
 
 
 def _zeros(site: SiteRecord) -> Text:
+    if site.zero_rate is None:
+        return Text("-", "dim")
     seen = site.observations * site.units
     return Text(percent(round(site.zero_rate * seen) if site.zeros is None else site.zeros, seen))
 

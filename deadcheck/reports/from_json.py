@@ -242,10 +242,11 @@ def _faults(report: _Report) -> Iterator[str]:
 
 
 def _site_fault(site: SiteRecord) -> str | None:
-    if min(site.units, site.samples, site.observations, *site.counts.values(), 0) < 0:
+    counts = [count for count in site.counts.values() if count is not None]
+    if min(site.units, site.samples, site.observations, *counts, 0) < 0:
         return "a count below 0"
-    if sum(site.counts.values()) != site.units:
-        return f"its verdicts are on {sum(site.counts.values()):,} of {site.units:,} units"
+    if sum(counts) != site.units:
+        return f"its verdicts are on {sum(counts):,} of {site.units:,} units"
     listed: Mapping[str, Ranges | None] = {
         "dead": site.dead_units, "silent": site.silent_units, "negative_only": site.negative_only_units,
     }  # fmt: skip
@@ -262,7 +263,7 @@ def _site_fault(site: SiteRecord) -> str | None:
 
 
 def _ranges_fault(name: str, ranges: Ranges | None, site: SiteRecord) -> str | None:
-    expected = site.counts.get(name, 0)
+    expected = site.counts.get(name) or 0
     if ranges is None:
         return None
     number = 0
