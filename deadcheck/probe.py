@@ -25,6 +25,7 @@ from deadcheck import activations, flows, fused, kernel, recurrent, suspects
 from deadcheck.activations import Activation
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import axes_of
+from deadcheck.deferred import counter_of
 from deadcheck.errors import ProbeError, UsageError
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import (
@@ -588,7 +589,7 @@ class Probe:
     def _counter(self, record: SiteRecord) -> SiteCounter:
         counter = self._counters.get(record)
         if counter is None:
-            counter = self._counters[record] = SiteCounter(
+            counter = self._counters[record] = counter_of(
                 record.activation, record.units, record.device, self._scratch, self.level
             )
         return counter

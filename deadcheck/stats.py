@@ -60,13 +60,18 @@ class SiteCounter:
         """Units that are still asked; all of the site's, but for ``verdict``."""
         self.n_all = n_units
         self.device = device
-        self.samples = 0
         self.observations = 0
+        self.batches = 0
+        self._samples = 0
+        self._picked: Tensor | None = None
+        """Samples that came here where rows were picked, in all batches; on the device."""
         self._scratch = scratch
         self._counts = {name: torch.zeros(n_units, dtype=torch.int64, device=device) for name in _COUNTS}
-        self._batch_sums = torch.zeros(len(SUMS), n_units, dtype=torch.float64, device=device)
+        # MPS has no float64; the sums and what rounding drops from them are two numbers, so that hardly a bit is lost.
+        self._real = torch.float32 if device.type == "mps" else torch.float64
+        self._batch_sums = torch.zeros(len(SUMS), n_units, dtype=self._real, device=device)
         self._sums, self._rest = torch.zeros_like(self._batch_sums), torch.zeros_like(self._batch_sums)
-        inf = torch.full((n_units,), math.inf, dtype=torch.float64, device=device)
+        inf = torch.full((n_units,), math.inf, dtype=self._real, device=device)
         self._extremes = {
             f"{side}_{end}": sign * inf for side in ("input", "output") for end, sign in (("min", 1), ("max", -1))
         }
@@ -90,6 +95,11 @@ class SiteCounter:
         """Whether the input of the running call was counted by the kernel."""
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite; None when it is everywhere."""
+
+    @property
+    def samples(self) -> int:
+        """Samples that came here."""
+        return self._samples + (0 if self._picked is None else int(self._picked))
 
     def _compiled(self) -> kernel.Kernel | None:
         """Return the kernel that adds to the totals of the units that are asked, where it can."""
@@ -133,7 +143,9 @@ class SiteCounter:
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
         if self._is_empty:
             return
-        z = z if self._asked is None else z.units(self._asked)
+        self._count_input(z if self._asked is None else z.units(self._asked), rows)
+
+    def _count_input(self, z: Ordered, rows: Rows) -> None:
         if self._kernel is not None:
             on = self._blank(z.values.shape[0])
             self._in_kernel = self._kernel.count_input(z, self._unfired if self._any_unfired else None, on)
@@ -168,6 +180,9 @@ class SiteCounter:
         h = h if self._asked is None else h.units(self._asked)
         n = h.values.shape[0] * h.n_positions
         self.observations += n
+        self._count_output(h, n, rows)
+
+    def _count_output(self, h: Ordered, n: int, rows: Rows) -> None:
         if self._in_kernel and self._kernel is not None and self._kernel.count_output(h):
             return
         self._sum_output(h)
@@ -187,14 +202,22 @@ class SiteCounter:
         if self._on is None:
             return
         on, self._on = self._on, None
-        self.samples += on.shape[0] if self._reached is None else int(self._reached.sum())
+        if self._reached is None:
+            self._samples += on.shape[0]
+        else:
+            came = self._reached.sum()
+            self._picked = came if self._picked is None else self._picked + came
         if self._kernel is not None:
             totals = (self._fired, self._first_fired, self._unfired)
             self._any_unfired = kernel.fire(on.contiguous(), first_sample, *totals)
         else:
             self._fire(on, first_sample)
-        if self.level == "verdict" and self.n_units:
+        self.batches += 1
+        if self.level == "verdict" and self.n_units and self._may_settle:
             self._settle_units()
+
+    _may_settle = True
+    """Whether units may be dropped after this batch."""
 
     def _fire(self, on: Tensor, first_sample: int) -> None:
         """Add a batch, shape (samples, units), to the samples fired."""
@@ -252,7 +275,8 @@ class SiteCounter:
     def _totals(self, site: Site) -> SiteStats:
         """Return the totals of the units that are asked."""
         rounded = self._sums + self._rest
-        sums, rest = rounded.cpu().numpy(), (self._rest - (rounded - self._sums)).nan_to_num(0, 0, 0).cpu().numpy()
+        dropped = (self._rest - (rounded - self._sums)).nan_to_num(0, 0, 0)
+        sums, rest = (x.cpu().double().numpy().copy() for x in (rounded, dropped))
         fired = (self._first_fired >= 0).cpu().numpy()
         of_silent = [row for row, name in enumerate(SUMS) if name.startswith("silent")]
         for row in of_silent:
@@ -262,7 +286,8 @@ class SiteCounter:
             site=site,
             samples=self.samples,
             observations=self.observations,
-            **{name: tensor.cpu().numpy().copy() for name, tensor in (*self._counts.items(), *self._extremes.items())},
+            **{name: tensor.cpu().numpy().copy() for name, tensor in self._counts.items()},
+            **{name: tensor.cpu().double().numpy().copy() for name, tensor in self._extremes.items()},
             fired=self._fired.cpu().numpy().copy(),
             first_fired=self._first_fired.cpu().numpy().copy(),
             **dict(zip(SUMS, sums, strict=True)),
@@ -294,8 +319,8 @@ class SiteCounter:
 
     def _extend(self, side: str, low: Tensor, high: Tensor) -> None:
         least, most = self._extremes[f"{side}_min"], self._extremes[f"{side}_max"]
-        torch.minimum(least, low.double(), out=least)
-        torch.maximum(most, high.double(), out=most)
+        torch.minimum(least, low.to(self._real), out=least)
+        torch.maximum(most, high.to(self._real), out=most)
 
     def _count_slopes(self, z: Ordered, low: Tensor, high: Tensor) -> None:
         """Count the inputs above 0 and those where the slope is flat."""
