@@ -91,6 +91,12 @@ class ScanSettings:
     """Measure on data that holds NaN or infinite values."""
 
     device: str = "cpu"
+    dtype: str = "model"
+    """Floating type that the weights are cast to for the scan; ``model`` leaves them as they are."""
+
+    autocast: str | None = None
+    """Floating type of ``torch.autocast``; None runs without it."""
+
     threads: int | None = None
     """Threads that torch may use; None for as many as it would."""
 

@@ -47,6 +47,8 @@ def scan(
     workers: int = 0,
     unpack: str = "auto",
     device: str | None = None,
+    dtype: str | torch.dtype = "model",
+    autocast: str | torch.dtype | None = None,
     seed: int = 0,
     gates: bool = False,
     units: Mapping[str, int] | Sequence[tuple[str, int]] = (),
@@ -60,9 +62,11 @@ def scan(
 
     ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
     tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
-    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``units`` maps a pattern of site
-    keys or module paths to the axis that holds the units. ``stats`` says how much to measure: ``full``, ``counts`` (no
-    means, so no unit is told to be faint) or ``verdict`` (a unit that fired is not asked again).
+    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``dtype`` casts its weights for
+    the scan (float32, float64, bfloat16 or float16), and ``autocast`` runs it under ``torch.autocast`` (bfloat16 or
+    float16). ``units`` maps a pattern of site keys or module paths to the axis that holds the units. ``stats`` says how
+    much to measure: ``full``, ``counts`` (no means, so no unit is told to be faint) or ``verdict`` (a unit that fired is
+    not asked again).
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -76,6 +80,8 @@ def scan(
         workers=workers,
         unpack=unpack,
         device=device or "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        autocast=None if autocast is None else str(autocast).removeprefix("torch."),
         seed=seed,
         gates=gates,
         units=pairs,
@@ -229,6 +235,7 @@ def counted(
             parts.save(checkpoint, parts.Kept(scan, shard, is_complete, so_far(probe)))
 
     def run_all(stack: ExitStack) -> Counted:
+        stack.enter_context(run.float_type.cast(model))
         held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
@@ -256,7 +263,9 @@ def counted(
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
     """Return what parts of one scan agree in."""
     told = {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in _NOT_OF_THE_SCAN}
-    env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed, stats=settings.stats)
+    env = Environment(
+        str(torch.__version__), settings.device, str(run.float_type), seed=settings.seed, stats=settings.stats
+    )
     data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
     return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deadcheck import activations, flows, fused, kernel, recurrent, suspects
 from deadcheck.activations import Activation
+from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import axes_of
 from deadcheck.deferred import counter_of
@@ -90,6 +91,7 @@ class _Batch:
     met: list[tuple[_Seen, int]] = field(default_factory=list)
     """Activation calls so far that were found as in an earlier batch, and their places."""
     holds_roster: bool = False
+    is_autocast: bool = field(default_factory=torch._C._is_any_autocast_enabled)
     place: Place | None = None
     """Where a program that is not made of Python modules stands."""
     suspects: Suspects = field(default_factory=Suspects)
@@ -387,7 +389,7 @@ class Probe:
                 return False  # or an encoder would run on nested tensors, which have no axes
             if known.in_parts is not None:
                 if not any(tensor.is_nested for tensor in tensors_of(args)):
-                    with self._mode, self._inside(name):
+                    with as_called(), self._mode, self._inside(name):
                         return known.in_parts(*args, **kwargs)
                 self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
             activation = known.resolve(args, kwargs) if known.resolve is not None else None
@@ -396,7 +398,11 @@ class Probe:
         if known.trains is not None and known.trains[0](args):
             path = self._path()
             self._notes.setdefault((name, path), f"{path or 'the model'}: {known.trains[1]}")
-        output = func(*args, **kwargs)
+        if batch.is_autocast and not is_autocast(func):
+            with as_called():
+                output = func(*args, **kwargs)
+        else:
+            output = func(*args, **kwargs)
         if kwargs or not self._follow.repeats(func, self._path(), args, output):
             self._follow.carry(func, name, known.rule, self._path(), args, kwargs, output)
         if not known.is_plain:
@@ -444,7 +450,7 @@ class Probe:
         if run is None:
             self._skip(func.name(), self._path(), "an operator that calls functions: what they do cannot be seen")
             return func(*args, **kwargs)
-        with self._mode:
+        with as_called(), self._mode:
             return run(*args, **kwargs)
 
     def _meet(self, func: Any) -> _Operator:

@@ -71,6 +71,8 @@ def gate(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     seed: options.Seed = None,
     units: options.Units = None,
     gates: options.Gates = False,
@@ -116,10 +118,10 @@ def gate(
     flags = {
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
         "scan.input_shape": shape_of(input_shape), "scan.allow_nonfinite": allow_nonfinite or None,
-        "scan.device": device, "scan.seed": seed, "scan.units": unit_axes(units or []) or None,
-        "scan.gates": gates or None, "scan.stats": stats, "scan.call": call,
-        "policy.max_layer_dead": max_layer_dead,
-        "policy.max_model_dead": max_model_dead, "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
+        "scan.device": device, "scan.dtype": dtype, "scan.autocast": autocast, "scan.seed": seed,
+        "scan.units": unit_axes(units or []) or None, "scan.gates": gates or None, "scan.stats": stats,
+        "scan.call": call, "policy.max_layer_dead": max_layer_dead, "policy.max_model_dead": max_model_dead,
+        "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
         "policy.compare": compare, "policy.min_samples": min_samples,
     }  # fmt: skip
     run = Run(

@@ -78,6 +78,19 @@ Device = Annotated[
         help="where to run: cpu, cuda, mps or auto \\[default: cpu]", rich_help_panel=MEASURE, show_default=False
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="cast the weights to float32, float64, bfloat16 or float16 for the scan \\[default: model, as they are]",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
+Autocast = Annotated[
+    str | None,
+    typer.Option(
+        help="run under torch.autocast: bfloat16 or float16", rich_help_panel=MEASURE, show_default=False
+    ),
+]  # fmt: skip
 Threads = Annotated[
     int | None,
     typer.Option(help="threads to use \\[default: as it would]", min=1, rich_help_panel=MEASURE,
