@@ -24,6 +24,7 @@ from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
+from deadcheck.offloaded import device_of
 from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
 from deadcheck.preserve import eval_mode, preserved
@@ -65,8 +66,8 @@ def scan(
     samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``dtype`` casts its weights for
     the scan (float32, float64, bfloat16 or float16), and ``autocast`` runs it under ``torch.autocast`` (bfloat16 or
     float16). ``units`` maps a pattern of site keys or module paths to the axis that holds the units. ``stats`` says how
-    much to measure: ``full``, ``counts`` (no means, so no unit is told to be faint) or ``verdict`` (a unit that fired is
-    not asked again).
+    much to measure: ``full``, ``counts`` (no means, so no unit is told to be faint) or ``verdict`` (a unit that fired
+    is not asked again).
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -91,7 +92,7 @@ def scan(
     )
     if not isinstance(model, (str, Path)):
         loaded = open_live(model)
-        settings = replace(settings, device=device or str(_device_of(loaded.module)))
+        settings = replace(settings, device=device or str(device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
         settings = replace(settings, device=str(_device(settings.device)))
@@ -321,8 +322,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} cannot be used here: {first_line(error)}") from error
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    tensor = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device

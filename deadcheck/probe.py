@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, kernel, recurrent, suspects
+from deadcheck import activations, flows, fused, kernel, offloaded, recurrent, suspects
 from deadcheck.activations import Activation
 from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
@@ -185,6 +185,7 @@ class Probe:
             stack.enter_context(self._in_this_thread())
             if self._root is self:
                 stack.enter_context(nothing_fused(self.model))
+                stack.enter_context(offloaded.told(self.model, self._bring_in))
                 for handle in (
                     torch_module.register_module_forward_pre_hook(self._pre_hook),
                     torch_module.register_module_forward_hook(self._post_hook, always_call=True),
@@ -346,6 +347,11 @@ class Probe:
         while self._stack and self._stack.pop() is not module:
             pass
         self._here = None
+
+    def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
+        probe = getattr(_running, "probe", None)
+        if probe is not None and probe._root is self:
+            probe._follow.learn(weight, self._follow.look(absent))
 
     def _path(self) -> str:
         if self._here is None:
