@@ -135,7 +135,7 @@ class Passes:
         self.float_type = FloatType(model, settings)
         self._cast: set[str] = set()
         self._lock = threading.Lock()
-        self._seconds = self._seconds_data = 0.0
+        self._seconds = self._seconds_data = self._counting = 0.0
         self._pinned = False
         self._too_many: int | None = None
         """Samples that did not fit into memory at a time."""
@@ -164,7 +164,8 @@ class Passes:
     @property
     def spent(self) -> Spent:
         """Where the time went; with batches side by side, as the thread saw it that reads the data."""
-        return Spent(self._seconds_data, self._seconds - self._seconds_data)
+        is_cpu = torch.device(self.settings.device).type == "cpu"  # elsewhere counting is not waited for
+        return Spent(self._seconds_data, self._seconds - self._seconds_data, self._counting if is_cpu else None)
 
     def start_over(self, most: int) -> None:
         """Forget what was run, to run it again with at most so many samples at a time."""
@@ -182,6 +183,7 @@ class Passes:
                 torch.accelerator.synchronize(device)  # what still runs there belongs to the forward passes
         finally:
             self._seconds += time.perf_counter() - started
+            self._counting += probe.seconds
 
     def _run(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
         def done(piece: _Piece) -> None:

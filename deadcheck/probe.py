@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -174,6 +175,7 @@ class Probe:
         self._operators: dict[Any, _Operator] = {}
         self._batch: _Batch | None = None
         self.passes = 0
+        self._seconds = 0.0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
@@ -216,6 +218,7 @@ class Probe:
         fork._ran, fork._matched, fork._stack, fork._here = set(), set(), [], None
         fork._follow = self._follow.fork()
         fork._batch = fork._failure = None
+        fork._seconds = 0.0
         fork._mode, fork._exit = _Mode(fork), ExitStack()
         return fork
 
@@ -244,8 +247,9 @@ class Probe:
         try:
             with torch.no_grad(), self._mode:
                 yield
-            for counter in self._counters.values():
-                counter.finish_batch(first_sample)
+            with self.aside():
+                for counter in self._counters.values():
+                    counter.finish_batch(first_sample)
         finally:
             if self._batch.holds_roster:
                 self._roster.lock.release()
@@ -269,6 +273,11 @@ class Probe:
             for record in self._roster.name(counters)
             for site in (self._roster.site(record),)
         )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in counting and in following tensors, those of all threads together."""
+        return sum(probe._seconds for probe in self._family)
 
     def unmatched(self) -> tuple[str, ...]:
         """Return a sentence for each axis that the user chose for sites which never came."""
@@ -409,10 +418,12 @@ class Probe:
                 output = func(*args, **kwargs)
         else:
             output = func(*args, **kwargs)
+        started = time.perf_counter()
         if kwargs or not self._follow.repeats(func, self._path(), args, output):
             self._follow.carry(func, name, known.rule, self._path(), args, kwargs, output)
         if not known.is_plain:
             self._suspect(batch, name, args, output)
+        self._seconds += time.perf_counter() - started
         return output
 
     def _suspect(self, batch: _Batch, name: str, args: Args, output: Any) -> None:
@@ -698,11 +709,12 @@ class Probe:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Run operators that are not the model's, unseen."""
-        self._observing = True
+        started, self._observing = time.perf_counter(), True
         try:
             yield
         finally:
             self._observing = False
+            self._seconds += time.perf_counter() - started
 
     # What was not measured.
 
