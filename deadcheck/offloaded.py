@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deadcheck.errors import UsageError, first_line
 
 Tell = Callable[[Tensor, Tensor], None]
 """Called with the tensor that stands for a weight between the calls, and the one that was brought in."""
@@ -44,6 +47,36 @@ def _telling(module: nn.Module, forward: Callable[..., Any], tell: Tell) -> Call
         return forward(*args, **kwargs)
 
     return told_forward
+
+
+def spread(model: nn.Module, how: str, limits: Sequence[tuple[str, str]], folder: str) -> None:
+    """Have accelerate spread a model over the devices; what fits on none of them goes to a folder.
+
+    UsageError where it is not installed, or cannot.
+    """
+    try:
+        import accelerate
+    except ImportError as error:
+        raise UsageError("--device-map needs accelerate; install torch-deadcheck[big]") from error
+    log = logging.getLogger("accelerate")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)  # it tells at length what was asked of it
+        memory = {int(device) if device.isdecimal() else device: size for device, size in limits} or None
+        if how == "auto":
+            memory = accelerate.utils.get_balanced_memory(model, memory)
+        whole = list(getattr(model, "_no_split_modules", None) or [])
+        places = accelerate.infer_auto_device_map(model, memory, no_split_module_classes=whole, offload_buffers=True)
+        if dict(places) == {"": "disk"}:  # which it cannot dispatch
+            accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"), offload_buffers=True)
+        else:
+            accelerate.dispatch_model(model, places, offload_dir=folder, offload_buffers=True)
+    except Exception as error:  # the library raises almost anything, on models and on sizes
+        raise UsageError(
+            f"accelerate cannot spread the model ({first_line(error)}); change --max-memory or --device-map"
+        ) from error
+    finally:
+        log.setLevel(level)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -6,9 +6,10 @@ import copy
 import datetime
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +25,7 @@ from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
-from deadcheck.offloaded import device_of
+from deadcheck.offloaded import device_of, spread
 from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
 from deadcheck.preserve import eval_mode, preserved
@@ -111,8 +112,8 @@ def scan_file(
     checkpoint: Path | None = None,
 ) -> Diagnosis:
     """Scan a saved model as the command line does."""
-    loaded, batches, settings = _opened(path, load, config)
-    seen = measure(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
+    with _opened(path, load, config) as (loaded, batches, settings):
+        seen = measure(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
     return diagnose(seen, config.thresholds)
 
 
@@ -124,8 +125,8 @@ def scan_together(
     own: list[Counted] = []
 
     def count() -> parts.Kept:
-        loaded, batches, settings = _opened(path, load, config)
-        own.append(counted(loaded, batches, settings, progress, shard=shard))
+        with _opened(path, load, config) as (loaded, batches, settings):
+            own.append(counted(loaded, batches, settings, progress, shard=shard))
         return parts.Kept(own[0].scan, shard, True, own[0].part)
 
     seen = parts.merged(gathered(count))
@@ -133,11 +134,23 @@ def scan_together(
     return diagnose(seen, config.thresholds)
 
 
-def _opened(path: Path, load: LoadOptions, config: Config) -> tuple[LoadedModel, Batches, ScanSettings]:
+@contextmanager
+def _opened(path: Path, load: LoadOptions, config: Config) -> Iterator[tuple[LoadedModel, Batches, ScanSettings]]:
+    """Read a model and the data, each where it is to run; weights kept on the disk are gone afterwards."""
     settings = replace(config.scan, device=str(_device(config.scan.device)))
+    if settings.max_memory and settings.device_map is None:
+        raise UsageError("--max-memory says how a model is spread; add --device-map auto")
     loaded = open_model(path, load)
-    _put(loaded.module, settings.device)
-    return loaded, open_data(settings.data, settings, loaded), settings
+    if settings.device_map is None:
+        _put(loaded.module, settings.device)
+        yield loaded, open_data(settings.data, settings, loaded), settings
+        return
+    if loaded.identity.format in ("torchscript", "pt2"):
+        raise UsageError(f"{path}: is a program, and cannot be spread over devices; leave out --device-map")
+    with tempfile.TemporaryDirectory(prefix="deadcheck-") as folder:
+        spread(loaded.module, settings.device_map, settings.max_memory, folder)
+        settings = replace(settings, device=str(device_of(loaded.module)))
+        yield loaded, open_data(settings.data, settings, loaded), settings
 
 
 def _at(moment: datetime.datetime) -> str:
@@ -190,7 +203,7 @@ def measure(
     return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
 
 
-_NOT_OF_THE_SCAN = ("data", "device", "threads", "workers")
+_NOT_OF_THE_SCAN = ("data", "device", "device_map", "max_memory", "threads", "workers")
 """Settings that may differ between parts of one scan."""
 
 

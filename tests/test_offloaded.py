@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +18,7 @@ import deadcheck
 from deadcheck.errors import ForwardError
 from deadcheck.probe import Probe
 from tests import oracle, zoo
+from tests.test_casting import run
 from tests.test_counts import differences
 
 Offload = Callable[[nn.Module, Path], nn.Module]
@@ -135,3 +140,125 @@ def test_the_probe_puts_the_forwards_back_by_itself(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     assert held(model) == before
+
+
+# The command line.
+
+BUILD = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4), nn.ReLU()
+    )
+"""
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two files of weights, with their index, and what builds the model, its data and room for files."""
+    (tmp_path / "net.py").write_text(BUILD)
+    space: dict[str, Callable[[], nn.Module]] = {}
+    exec(BUILD, space)
+    torch.manual_seed(0)
+    state, folder = space["build"]().state_dict(), tmp_path / "model"
+    folder.mkdir()
+    names = {name: f"model-0000{1 + (number > 3)}-of-00002.safetensors" for number, name in enumerate(state)}
+    for file in set(names.values()):
+        safetensors.torch.save_file({name: state[name] for name in state if names[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "config.json").write_text("{}")
+    torch.save(torch.randn(320, 6), tmp_path / "x.pt")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return folder
+
+
+def given(folder: Path, *options: str) -> tuple[str, ...]:
+    beside = folder.parent
+    return (str(folder), "--arch", f"{beside / 'net.py'}:build", "-d", str(beside / "x.pt"), "-q", *options)
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Where each part of a model went."""
+    seen: list[dict[str, str]] = []
+    infer = accelerate.infer_auto_device_map
+
+    def noted(*args: object, **kwargs: object) -> dict[str, str]:
+        seen.append(dict(infer(*args, **kwargs)))
+        return seen[-1]
+
+    monkeypatch.setattr(accelerate, "infer_auto_device_map", noted)
+    return seen
+
+
+@pytest.mark.parametrize("command", ["scan", "gate"])
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        (["--device-map", "auto"], {"cpu"}),
+        (["--device-map", "auto", "--max-memory", "cpu=20KB"], {"cpu", "disk"}),
+        (["--device-map", "sequential", "--max-memory", "cpu=20KB", "--dtype", "bfloat16"], {"cpu", "disk"}),
+        (["--device-map", "sequential", "--max-memory", "cpu=1KB"], {"disk"}),
+    ],
+)
+def test_a_model_that_is_spread_gives_the_same_report(
+    options: list[str], places: set[str], command: str, sharded: Path, maps: list[dict[str, str]]
+) -> None:
+    report = sharded.parent / "r.json"
+    cast = options[options.index("--dtype") :] if "--dtype" in options else []
+    assert run(command, *given(sharded, *cast, "-o", f"json={report}", "--per-unit")) == 0
+    expected = json.loads(report.read_text())
+
+    assert run(command, *given(sharded, *options, "-o", f"json={report}", "--per-unit")) == 0
+
+    found = json.loads(report.read_text())
+    del expected["run"], found["run"]
+    assert found == expected
+    assert set(maps[0].values()) == places
+    assert list((sharded.parent / "tmp").glob("deadcheck-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-memory", "cpu=1GB"], "--max-memory says how a model is spread; add --device-map auto"),
+        (["--device-map", "even"], "--device-map: 'even' is not one of auto, sequential"),
+        (
+            ["--device-map", "auto", "--max-memory", "1GB"],
+            "--max-memory '1GB' is not DEVICE=SIZE; write --max-memory 0",
+        ),
+        (
+            ["--device-map", "auto", "--max-memory", "cpu=lots"],
+            "is not a mapping of devices to sizes; write it as {0: 2",
+        ),
+        (
+            ["--device-map", "auto", "--max-memory", "tpu=1GB"],
+            "accelerate cannot spread the model (Device tpu is not rec",
+        ),
+    ],
+)
+def test_what_cannot_be_spread_is_said(options: list[str], message: str, sharded: Path, capsys) -> None:
+    assert run("scan", *given(sharded, *options)) == 2
+
+    assert message in capsys.readouterr().err
+    assert list((sharded.parent / "tmp").glob("deadcheck-*")) == []
+
+
+def test_without_accelerate_the_command_says_how_to_get_it(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+
+    assert run("scan", *given(sharded, "--device-map", "auto")) == 2
+    assert "--device-map needs accelerate; install torch-deadcheck[big]" in capsys.readouterr().err
+
+
+def test_a_program_is_not_spread(tmp_path: Path, capsys) -> None:
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.ReLU())), tmp_path / "net.pt")
+    torch.save(torch.randn(320, 6), tmp_path / "x.pt")
+
+    assert run("scan", str(tmp_path / "net.pt"), "--trust", "-d", str(tmp_path / "x.pt"), "--device-map", "auto") == 2
+    assert "is a program, and cannot be spread over devices; leave out --device-map" in capsys.readouterr().err

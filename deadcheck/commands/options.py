@@ -78,6 +78,20 @@ Device = Annotated[
         help="where to run: cpu, cuda, mps or auto \\[default: cpu]", rich_help_panel=MEASURE, show_default=False
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="spread a large model over GPUs, memory and disk with accelerate: auto (evenly) or sequential",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="the most that weights may take on a device, as 0=20GiB or cpu=60GiB; repeats", rich_help_panel=MEASURE,
+        show_default=False,
+    ),
+]  # fmt: skip
 Dtype = Annotated[
     str | None,
     typer.Option(
