@@ -160,9 +160,10 @@ def _nonfinite(name: str, tensor: Tensor, samples: int, first_sample: int) -> st
     if tensor.dim() and tensor.shape[0] == samples:
         rows = bad.reshape(samples, -1).any(1)
         where = f"; the first is sample {first_sample + int(rows.to(torch.uint8).argmax())}"
+    ends = " (float16 ends at 65504)" if tensor.dtype is torch.float16 else ""
     return (
         f"the data holds NaN or infinite values: {int(bad.sum())} in {name} of the batch from sample {first_sample} on"
-        f"{where}; clean the data, or add --allow-nonfinite to measure the model on it all the same"
+        f"{where}; clean the data{ends}, or add --allow-nonfinite to measure the model on it all the same"
     )
 
 

@@ -91,6 +91,18 @@ class ScanSettings:
     """Measure on data that holds NaN or infinite values."""
 
     device: str = "cpu"
+    device_map: str | None = None
+    """``auto`` or ``sequential``: how accelerate spreads a saved model over the devices; None puts it on ``device``."""
+
+    max_memory: tuple[tuple[str, str], ...] = ()
+    """Size that the weights may take on a device, as ``("0", "20GiB")``; what fits nowhere goes to the disk."""
+
+    dtype: str = "model"
+    """Floating type that the weights are cast to for the scan; ``model`` leaves them as they are."""
+
+    autocast: str | None = None
+    """Floating type of ``torch.autocast``; None runs without it."""
+
     threads: int | None = None
     """Threads that torch may use; None for as many as it would."""
 

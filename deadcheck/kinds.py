@@ -146,6 +146,16 @@ def _axes(value: Any) -> tuple[tuple[str, int], ...]:
     return tuple((str(pattern), axis) for pattern, axis in value.items())
 
 
+def _memory(value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = dict(value) if isinstance(value, tuple) else value
+    if not isinstance(pairs, dict) or not all(_SIZE.fullmatch(str(size)) for size in pairs.values()):
+        raise FaultError(f"{value!r} is not a mapping of devices to sizes; write it as {{0: 20GiB, cpu: 60GiB}}")
+    return tuple((str(device), str(size)) for device, size in pairs.items())
+
+
+_SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B")
+
+
 def _arguments(value: Any) -> dict[str, object]:
     if not isinstance(value, dict) or not all(str(name).isidentifier() for name in value):
         raise FaultError(f"{value!r} is not a mapping of names to values; write it as {{width: 128}}")
@@ -229,6 +239,7 @@ SHAPE = Kind(
     _shape,
     {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "integer", "minimum": 1}}]},
 )
+MEMORY = Kind(_memory, {"type": "object", "additionalProperties": {"type": "string"}})
 AXES = Kind(_axes, {"type": "object", "additionalProperties": {"type": "integer"}})
 ARGUMENTS = Kind(_arguments, {"type": "object"})
 LEVEL = Kind(_level, _LEVELS)

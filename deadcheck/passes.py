@@ -14,10 +14,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from deadcheck import data
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
+from deadcheck.casting import FloatType, name_of
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batch, Batches
 from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
@@ -131,11 +132,10 @@ class Passes:
         self.samples = self.batches = 0
         self.inputs = InputWatch(allow_nonfinite=settings.allow_nonfinite)
         self.outputs = OutputWatch()
-        self._floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        self._takes = _exported_for(model) or self._floats
+        self.float_type = FloatType(model, settings)
         self._cast: set[str] = set()
         self._lock = threading.Lock()
-        self._seconds = self._seconds_data = 0.0
+        self._seconds = self._seconds_data = self._counting = 0.0
         self._pinned = False
         self._too_many: int | None = None
         """Samples that did not fit into memory at a time."""
@@ -143,11 +143,6 @@ class Passes:
         """Samples that may run at a time since."""
         self._writes_inputs = False
         """Whether the model wrote into what it was given, which may be the user's own data."""
-
-    @property
-    def dtype(self) -> str:
-        """Floating type of the model's weights."""
-        return str(self._floats or torch.get_default_dtype()).removeprefix("torch.")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -161,7 +156,7 @@ class Passes:
         return (
             *cut,
             *(
-                f"inputs of {name} were cast to {str(self._takes).removeprefix('torch.')}, the model's own type"
+                f"inputs of {name} were cast to {name_of(self.float_type.takes)}, the model's own type"
                 for name in sorted(self._cast)
             ),
         )
@@ -169,7 +164,8 @@ class Passes:
     @property
     def spent(self) -> Spent:
         """Where the time went; with batches side by side, as the thread saw it that reads the data."""
-        return Spent(self._seconds_data, self._seconds - self._seconds_data)
+        is_cpu = torch.device(self.settings.device).type == "cpu"  # elsewhere counting is not waited for
+        return Spent(self._seconds_data, self._seconds - self._seconds_data, self._counting if is_cpu else None)
 
     def start_over(self, most: int) -> None:
         """Forget what was run, to run it again with at most so many samples at a time."""
@@ -187,6 +183,7 @@ class Passes:
                 torch.accelerator.synchronize(device)  # what still runs there belongs to the forward passes
         finally:
             self._seconds += time.perf_counter() - started
+            self._counting += probe.seconds
 
     def _run(self, batches: Batches, probe: Probe, held: Held, course: Course) -> None:
         def done(piece: _Piece) -> None:
@@ -339,7 +336,8 @@ class Passes:
         args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
         versions = piece.versions
         try:
-            with probe.batch(args, kwargs, samples=rows, first_sample=first_sample, padding=padding):
+            counted = probe.batch(args, kwargs, samples=rows, first_sample=first_sample, padding=padding)
+            with self.float_type.autocast(), counted:
                 output = self.entry(*args, **kwargs)
                 if watch:
                     with probe.aside(), self._lock:
@@ -362,10 +360,12 @@ class Passes:
         return self._cast_to_model(tensor).to(self.settings.device, non_blocking=self._pinned)
 
     def _cast_to_model(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or self._takes is None or tensor.dtype == self._takes:
+        takes = self.float_type.takes
+        if not tensor.is_floating_point() or takes is None or tensor.dtype == takes:
             return tensor
-        self._cast.add(str(tensor.dtype).removeprefix("torch."))
-        return tensor.to(self._takes)
+        if not self.float_type.is_chosen:
+            self._cast.add(name_of(tensor.dtype))
+        return tensor.to(takes)
 
 
 def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = None) -> Callable[[Batch], list[Tensor]]:
@@ -373,11 +373,12 @@ def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = Non
 
     The batch stays as it was. ``fixed`` is the number of samples that the model takes, where there is one.
     """
-    entry = Passes(model, settings).entry
+    run = Passes(model, settings)
 
     def forward(batch: Batch) -> list[Tensor]:
         filled = placed(model, settings, data.padded(batch, fixed or batch.samples))
-        outputs = [tensor for _, tensor in tensors_in(entry(*filled.args, **filled.kwargs))]
+        with run.float_type.autocast():
+            outputs = [tensor for _, tensor in tensors_in(run.entry(*filled.args, **filled.kwargs))]
         return [t[: batch.samples] if fixed and t.dim() and t.shape[0] == fixed else t for t in outputs]
 
     return forward
@@ -416,13 +417,6 @@ def entry_of(module: nn.Module, call: str) -> Callable[..., Any]:
 def _can_be_divided(batch: Batch) -> bool:
     """Tell whether every tensor has a row for each sample: of a graph, or of a state, some have not."""
     return all(not t.dim() or len(t) == batch.samples for _, t in tensors_in([batch.args, dict(batch.kwargs)]))
-
-
-def _exported_for(model: nn.Module) -> torch.dtype | None:
-    """Return the floating type that an exported program takes, which need not be that of its weights."""
-    nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
-    given = (node.meta.get("val") for node in nodes if node.op == "placeholder")
-    return next((value.dtype for value in given if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: int) -> str:

@@ -173,7 +173,9 @@ def _has_data(loaded: LoadedModel, config: Config) -> bool:
 
 
 def _write(study: Study, patched: Patched, output: Path, choice: Choice) -> Written:
-    """Write the model; a tree of modules that is to become a program is exported first."""
+    """Write the model, in its own type; a tree of modules that is to become a program is exported first."""
+    plain = replace(study.config.scan, dtype="model", autocast=None)
+    study = Study(study.subject, replace(study.config, scan=plain), has_data=study.has_data)
     answer = study.answer if study.has_data else None
     if output.suffix != ".pt2" or not isinstance(study.subject, ModuleTree):
         return write_model(output, study.subject, patched.made, answer)

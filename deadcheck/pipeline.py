@@ -6,9 +6,10 @@ import copy
 import datetime
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
 from deadcheck.errors import ForwardError, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
+from deadcheck.offloaded import device_of, spread
 from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
 from deadcheck.preserve import eval_mode, preserved
@@ -47,6 +49,8 @@ def scan(
     workers: int = 0,
     unpack: str = "auto",
     device: str | None = None,
+    dtype: str | torch.dtype = "model",
+    autocast: str | torch.dtype | None = None,
     seed: int = 0,
     gates: bool = False,
     units: Mapping[str, int] | Sequence[tuple[str, int]] = (),
@@ -60,9 +64,11 @@ def scan(
 
     ``model`` is a module, a TorchScript or exported program, or a path (``load`` says how to read it). ``data`` is a
     tensor, array, dict of keyword arguments, DataLoader, Dataset, iterable of batches, or a path; the first axis counts
-    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``units`` maps a pattern of site
-    keys or module paths to the axis that holds the units. ``stats`` says how much to measure: ``full``, ``counts`` (no
-    means, so no unit is told to be faint) or ``verdict`` (a unit that fired is not asked again).
+    samples, and ``workers`` processes read ahead. The model is left exactly as it was. ``dtype`` casts its weights for
+    the scan (float32, float64, bfloat16 or float16), and ``autocast`` runs it under ``torch.autocast`` (bfloat16 or
+    float16). ``units`` maps a pattern of site keys or module paths to the axis that holds the units. ``stats`` says how
+    much to measure: ``full``, ``counts`` (no means, so no unit is told to be faint) or ``verdict`` (a unit that fired
+    is not asked again).
 
     Raises a DeadcheckError: NothingMeasured when no activation ran or there were no samples, DataError, ForwardError,
     ModelFileError, TrustRequired.
@@ -76,6 +82,8 @@ def scan(
         workers=workers,
         unpack=unpack,
         device=device or "cpu",
+        dtype=str(dtype).removeprefix("torch."),
+        autocast=None if autocast is None else str(autocast).removeprefix("torch."),
         seed=seed,
         gates=gates,
         units=pairs,
@@ -85,7 +93,7 @@ def scan(
     )
     if not isinstance(model, (str, Path)):
         loaded = open_live(model)
-        settings = replace(settings, device=device or str(_device_of(loaded.module)))
+        settings = replace(settings, device=device or str(device_of(loaded.module)))
     else:
         loaded = open_model(Path(model), load or LoadOptions())
         settings = replace(settings, device=str(_device(settings.device)))
@@ -104,8 +112,8 @@ def scan_file(
     checkpoint: Path | None = None,
 ) -> Diagnosis:
     """Scan a saved model as the command line does."""
-    loaded, batches, settings = _opened(path, load, config)
-    seen = measure(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
+    with _opened(path, load, config) as (loaded, batches, settings):
+        seen = measure(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint)
     return diagnose(seen, config.thresholds)
 
 
@@ -117,8 +125,8 @@ def scan_together(
     own: list[Counted] = []
 
     def count() -> parts.Kept:
-        loaded, batches, settings = _opened(path, load, config)
-        own.append(counted(loaded, batches, settings, progress, shard=shard))
+        with _opened(path, load, config) as (loaded, batches, settings):
+            own.append(counted(loaded, batches, settings, progress, shard=shard))
         return parts.Kept(own[0].scan, shard, True, own[0].part)
 
     seen = parts.merged(gathered(count))
@@ -126,11 +134,23 @@ def scan_together(
     return diagnose(seen, config.thresholds)
 
 
-def _opened(path: Path, load: LoadOptions, config: Config) -> tuple[LoadedModel, Batches, ScanSettings]:
+@contextmanager
+def _opened(path: Path, load: LoadOptions, config: Config) -> Iterator[tuple[LoadedModel, Batches, ScanSettings]]:
+    """Read a model and the data, each where it is to run; weights kept on the disk are gone afterwards."""
     settings = replace(config.scan, device=str(_device(config.scan.device)))
+    if settings.max_memory and settings.device_map is None:
+        raise UsageError("--max-memory says how a model is spread; add --device-map auto")
     loaded = open_model(path, load)
-    _put(loaded.module, settings.device)
-    return loaded, open_data(settings.data, settings, loaded), settings
+    if settings.device_map is None:
+        _put(loaded.module, settings.device)
+        yield loaded, open_data(settings.data, settings, loaded), settings
+        return
+    if loaded.identity.format in ("torchscript", "pt2"):
+        raise UsageError(f"{path}: is a program, and cannot be spread over devices; leave out --device-map")
+    with tempfile.TemporaryDirectory(prefix="deadcheck-") as folder:
+        spread(loaded.module, settings.device_map, settings.max_memory, folder)
+        settings = replace(settings, device=str(device_of(loaded.module)))
+        yield loaded, open_data(settings.data, settings, loaded), settings
 
 
 def _at(moment: datetime.datetime) -> str:
@@ -183,7 +203,7 @@ def measure(
     return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
 
 
-_NOT_OF_THE_SCAN = ("data", "device", "threads", "workers")
+_NOT_OF_THE_SCAN = ("data", "device", "device_map", "max_memory", "threads", "workers")
 """Settings that may differ between parts of one scan."""
 
 
@@ -229,6 +249,7 @@ def counted(
             parts.save(checkpoint, parts.Kept(scan, shard, is_complete, so_far(probe)))
 
     def run_all(stack: ExitStack) -> Counted:
+        stack.enter_context(run.float_type.cast(model))
         held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
@@ -256,7 +277,9 @@ def counted(
 def _identity(loaded: LoadedModel, batches: Batches, settings: ScanSettings, run: Passes) -> parts.Scan:
     """Return what parts of one scan agree in."""
     told = {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in _NOT_OF_THE_SCAN}
-    env = Environment(str(torch.__version__), settings.device, run.dtype, seed=settings.seed, stats=settings.stats)
+    env = Environment(
+        str(torch.__version__), settings.device, str(run.float_type), seed=settings.seed, stats=settings.stats
+    )
     data = DataIdentity(batches.source, batches.sha256, 0, batches.synthetic)
     return parts.Scan(loaded.identity, data, env, {**told, "deadcheck": __version__})
 
@@ -312,8 +335,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} cannot be used here: {first_line(error)}") from error
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    tensor = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device

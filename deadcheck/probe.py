@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, kernel, recurrent, suspects
+from deadcheck import activations, flows, fused, kernel, offloaded, recurrent, suspects
 from deadcheck.activations import Activation
+from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
 from deadcheck.calls import axes_of
 from deadcheck.deferred import counter_of
@@ -90,6 +92,7 @@ class _Batch:
     met: list[tuple[_Seen, int]] = field(default_factory=list)
     """Activation calls so far that were found as in an earlier batch, and their places."""
     holds_roster: bool = False
+    is_autocast: bool = field(default_factory=torch._C._is_any_autocast_enabled)
     place: Place | None = None
     """Where a program that is not made of Python modules stands."""
     suspects: Suspects = field(default_factory=Suspects)
@@ -172,6 +175,7 @@ class Probe:
         self._operators: dict[Any, _Operator] = {}
         self._batch: _Batch | None = None
         self.passes = 0
+        self._seconds = 0.0
         self._observing = False
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
@@ -183,6 +187,7 @@ class Probe:
             stack.enter_context(self._in_this_thread())
             if self._root is self:
                 stack.enter_context(nothing_fused(self.model))
+                stack.enter_context(offloaded.told(self.model, self._bring_in))
                 for handle in (
                     torch_module.register_module_forward_pre_hook(self._pre_hook),
                     torch_module.register_module_forward_hook(self._post_hook, always_call=True),
@@ -213,6 +218,7 @@ class Probe:
         fork._ran, fork._matched, fork._stack, fork._here = set(), set(), [], None
         fork._follow = self._follow.fork()
         fork._batch = fork._failure = None
+        fork._seconds = 0.0
         fork._mode, fork._exit = _Mode(fork), ExitStack()
         return fork
 
@@ -241,8 +247,9 @@ class Probe:
         try:
             with torch.no_grad(), self._mode:
                 yield
-            for counter in self._counters.values():
-                counter.finish_batch(first_sample)
+            with self.aside():
+                for counter in self._counters.values():
+                    counter.finish_batch(first_sample)
         finally:
             if self._batch.holds_roster:
                 self._roster.lock.release()
@@ -266,6 +273,11 @@ class Probe:
             for record in self._roster.name(counters)
             for site in (self._roster.site(record),)
         )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in counting and in following tensors, those of all threads together."""
+        return sum(probe._seconds for probe in self._family)
 
     def unmatched(self) -> tuple[str, ...]:
         """Return a sentence for each axis that the user chose for sites which never came."""
@@ -345,6 +357,11 @@ class Probe:
             pass
         self._here = None
 
+    def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
+        probe = getattr(_running, "probe", None)
+        if probe is not None and probe._root is self:
+            probe._follow.learn(weight, self._follow.look(absent))
+
     def _path(self) -> str:
         if self._here is None:
             if self._batch is not None and self._batch.place is not None:
@@ -387,7 +404,7 @@ class Probe:
                 return False  # or an encoder would run on nested tensors, which have no axes
             if known.in_parts is not None:
                 if not any(tensor.is_nested for tensor in tensors_of(args)):
-                    with self._mode, self._inside(name):
+                    with as_called(), self._mode, self._inside(name):
                         return known.in_parts(*args, **kwargs)
                 self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
             activation = known.resolve(args, kwargs) if known.resolve is not None else None
@@ -396,11 +413,17 @@ class Probe:
         if known.trains is not None and known.trains[0](args):
             path = self._path()
             self._notes.setdefault((name, path), f"{path or 'the model'}: {known.trains[1]}")
-        output = func(*args, **kwargs)
+        if batch.is_autocast and not is_autocast(func):
+            with as_called():
+                output = func(*args, **kwargs)
+        else:
+            output = func(*args, **kwargs)
+        started = time.perf_counter()
         if kwargs or not self._follow.repeats(func, self._path(), args, output):
             self._follow.carry(func, name, known.rule, self._path(), args, kwargs, output)
         if not known.is_plain:
             self._suspect(batch, name, args, output)
+        self._seconds += time.perf_counter() - started
         return output
 
     def _suspect(self, batch: _Batch, name: str, args: Args, output: Any) -> None:
@@ -444,7 +467,7 @@ class Probe:
         if run is None:
             self._skip(func.name(), self._path(), "an operator that calls functions: what they do cannot be seen")
             return func(*args, **kwargs)
-        with self._mode:
+        with as_called(), self._mode:
             return run(*args, **kwargs)
 
     def _meet(self, func: Any) -> _Operator:
@@ -686,11 +709,12 @@ class Probe:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Run operators that are not the model's, unseen."""
-        self._observing = True
+        started, self._observing = time.perf_counter(), True
         try:
             yield
         finally:
             self._observing = False
+            self._seconds += time.perf_counter() - started
 
     # What was not measured.
 

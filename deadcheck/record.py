@@ -99,6 +99,8 @@ class RunRecord:
 
     seconds_forward: float = 0.0
     seconds_counting: float | None = None
+    """What went into counting, in all threads together; see ``Spent``."""
+
     note: str | None = None
     """What kept the scan from being faster, where that can be changed."""
 

@@ -61,6 +61,12 @@ _MODEL = Section(
     required=("path",),
     shorthand="path",
 )
+DTYPES = ("model", "float32", "float64", "bfloat16", "float16")
+"""Types that the weights may be cast to; ``model`` leaves them as they are."""
+
+AUTOCASTS = ("bfloat16", "float16")
+"""Types that ``torch.autocast`` has."""
+
 _SCAN = Section(
     {
         "data": or_none(kinds.PLACE),
@@ -71,6 +77,10 @@ _SCAN = Section(
         "input_shape": or_none(kinds.SHAPE),
         "allow_nonfinite": kinds.FLAG,
         "device": kinds.TEXT,
+        "device_map": or_none(one_of("auto", "sequential")),
+        "max_memory": kinds.MEMORY,
+        "dtype": one_of(*DTYPES),
+        "autocast": or_none(one_of(*AUTOCASTS)),
         "threads": or_none(whole(1)),
         "seed": whole(0),
         "gates": kinds.FLAG,
@@ -87,6 +97,10 @@ _SCAN = Section(
         "input_shape": "shape of one sample, for data: random",
         "allow_nonfinite": "measure on inputs that hold NaN or infinite values",
         "device": "where to run: cpu, cuda, mps, or auto for the best there is",
+        "device_map": "how accelerate spreads a model over GPUs, memory and disk: evenly, or one full after the other",
+        "max_memory": "the most that weights may take on a device, as {0: 20GiB, cpu: 60GiB}",
+        "dtype": "type that the weights are cast to for the scan; model: as they are",
+        "autocast": "type of torch.autocast, as a model runs that was trained in mixed precision; null: without it",
         "threads": "threads that torch may use; null: as many as it would",
         "seed": "random seed",
         "gates": "measure the gates inside LSTM and GRU too",

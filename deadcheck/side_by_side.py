@@ -30,7 +30,7 @@ def may_run_side_by_side(model: nn.Module, entry: Callable[..., Any]) -> bool:
     pass has put in its own. What a pass leaves behind shows in the model afterwards (``preserve.Held``); this finds
     what it may have taken away again. Programs, hooks and objects are not looked into: their answer is no.
     """
-    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
+    if torch._C._len_torch_function_stack():
         return False  # other threads would not have them
     for module in model.modules():
         own = vars(module)

@@ -330,7 +330,11 @@ class Spent:
     """All the rest: the forward passes and the counting in them."""
 
     counting: float | None = None
-    """Of ``forward``, what went into counting; None where that was not timed apart."""
+    """What went into counting and following tensors, a ReLU included that is run and counted in one pass.
+
+    The seconds of all threads: with two batches side by side it may be more than ``forward``. None on a GPU, which
+    counts on its own time.
+    """
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deadcheck import effect, passes, pipeline
+from deadcheck.casting import FloatType
 from deadcheck.config import Config
 from deadcheck.data import Batch, Batches, rebatched
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
@@ -85,6 +86,7 @@ class Study:
     def running(self, *models: nn.Module) -> Iterator[list[effect.Forward]]:
         """Have models run as in a scan, and left as they were; gives the function that runs each."""
         with ExitStack() as stack:
+            stack.enter_context(FloatType(self.model, self.config.scan).cast(*models))
             for model in models:
                 stack.enter_context(preserved(model))
                 stack.enter_context(eval_mode(model))

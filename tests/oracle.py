@@ -18,7 +18,7 @@ def arranged(tensor: Tensor, sample: int, unit: int) -> np.ndarray:
     """Return the values as (samples, positions, units), by naming the two axes."""
     rest = [dim for dim in range(tensor.dim()) if dim not in (sample % tensor.dim(), unit % tensor.dim())]
     moved = tensor.detach().permute(sample % tensor.dim(), *rest, unit % tensor.dim())
-    return moved.double().reshape(moved.shape[0], -1, moved.shape[-1]).numpy()
+    return moved.to(torch.float64, copy=True).reshape(moved.shape[0], -1, moved.shape[-1]).numpy()
 
 
 @dataclass

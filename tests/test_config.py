@@ -95,6 +95,10 @@ def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.Mo
           input_shape: [3, 32, 32]
           allow_nonfinite: true
           device: cuda:1
+          device_map: sequential
+          max_memory: {0: 20GiB, cpu: 1.5 GB}
+          dtype: float64
+          autocast: bfloat16
           threads: 5
           seed: 3
           gates: on
@@ -114,7 +118,8 @@ def test_all_settings_at_once(load: Load, tmp_path: Path, monkeypatch: pytest.Mo
     )
 
     assert config.scan == ScanSettings(
-        "loaders.py:make", 8, 100, 2, "kwargs", (3, 32, 32), True, "cuda:1", 5, 3, True,
+        "loaders.py:make", 8, 100, 2, "kwargs", (3, 32, 32), True, "cuda:1",
+        "sequential", (("0", "20GiB"), ("cpu", "1.5 GB")), "float64", "bfloat16", 5, 3, True,
         (("encoder.*", -1), ("conv", 1)), "encode",
     )  # fmt: skip
     assert config.thresholds == Thresholds(0.01, 0.005, 0.02, 0.0, (0.0, 0.1, 0.5, 1.0), -1.0, -3.5, 100.0, 1.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -350,6 +352,57 @@ def test_waiting_for_data_and_running_the_model_are_told_apart(monkeypatch: pyte
     spent = deadcheck.scan(Slow(), batches()).measurement.spent
 
     assert (spent.data, spent.forward) == (15.0, 10.0)  # 5 batches, 3 s to read and 2 s to run each
+
+
+class Timed(nn.Module):
+    """Takes 2 s a pass by a clock of its own."""
+
+    def __init__(self, now: list[float]) -> None:
+        super().__init__()
+        self.now = now
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.now[0] += 2.0
+        return F.gelu(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("what", "seconds"),
+    [
+        ("deadcheck.stats.SiteCounter.see_input", 2.5),
+        ("deadcheck.stats.SiteCounter.see_output", 2.5),
+        ("deadcheck.stats.SiteCounter.finish_batch", 2.5),
+        ("deadcheck.boundary.OutputWatch.see", 2.5),
+        ("deadcheck.follower.Follower.repeats", 5.0),  # of two operators a pass: the transposed weight, and the product
+    ],
+)
+def test_the_time_of_counting_is_told_apart(what: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(passes.time, "perf_counter", lambda: now[0])
+    owner, _, name = what.rpartition(".")
+    cls = pkgutil.resolve_name(owner)
+    run = getattr(cls, name)
+
+    def slow(*args: object, **kwargs: object) -> object:
+        now[0] += 0.5
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(cls, name, slow)
+
+    spent = deadcheck.scan(Timed(now), torch.ones(10, 4), batch_size=2).measurement.spent
+
+    assert (spent.counting, spent.forward) == (seconds, 10.0 + seconds)
+
+
+def test_the_time_of_counting_is_that_of_all_threads(threads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(passes.time, "perf_counter", lambda: float(next(ticks)))  # so that each count takes some
+
+    together, alone = both_ways(network(), torch.randn(96, 1, 8, 8), monkeypatch)
+
+    assert any(name.startswith("deadcheck") for name in threads)
+    assert together.measurement.spent.counting >= alone.measurement.spent.counting - 10 > 100
 
 
 def test_side_by_side_the_two_add_up_to_the_time_of_the_reader(threads: list[str]) -> None:

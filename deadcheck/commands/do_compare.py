@@ -30,6 +30,8 @@ def compare(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     seed: options.Seed = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
@@ -51,7 +53,7 @@ def compare(
     look = look_of(color, ascii=ascii)
     flags = {
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
-        "scan.device": device, "scan.seed": seed, "scan.call": call,
+        "scan.device": device, "scan.dtype": dtype, "scan.autocast": autocast, "scan.seed": seed, "scan.call": call,
     }  # fmt: skip
     target = one_target(model, settings(config, flags))
     wish = choosing.Wish(

@@ -71,6 +71,10 @@ def gate(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     seed: options.Seed = None,
     units: options.Units = None,
     gates: options.Gates = False,
@@ -105,7 +109,7 @@ def gate(
     the rules.
     """
     from deadcheck.commands.gating import gated
-    from deadcheck.commands.inputs import settings, shape_of, unit_axes
+    from deadcheck.commands.inputs import settings, shape_of, sizes, unit_axes
     from deadcheck.commands.measuring import Reading, Run
     from deadcheck.commands.output import look_of, outputs_of, publish
     from deadcheck.reports import worst_code
@@ -116,10 +120,11 @@ def gate(
     flags = {
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
         "scan.input_shape": shape_of(input_shape), "scan.allow_nonfinite": allow_nonfinite or None,
-        "scan.device": device, "scan.seed": seed, "scan.units": unit_axes(units or []) or None,
-        "scan.gates": gates or None, "scan.stats": stats, "scan.call": call,
-        "policy.max_layer_dead": max_layer_dead,
-        "policy.max_model_dead": max_model_dead, "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
+        "scan.device": device, "scan.device_map": device_map, "scan.max_memory": sizes(max_memory or []) or None,
+        "scan.dtype": dtype, "scan.autocast": autocast, "scan.seed": seed,
+        "scan.units": unit_axes(units or []) or None, "scan.gates": gates or None, "scan.stats": stats,
+        "scan.call": call, "policy.max_layer_dead": max_layer_dead, "policy.max_model_dead": max_model_dead,
+        "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
         "policy.compare": compare, "policy.min_samples": min_samples,
     }  # fmt: skip
     run = Run(

@@ -63,6 +63,8 @@ def patch(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     seed: options.Seed = None,
     units: options.Units = None,
     call: options.Call = None,
@@ -95,7 +97,8 @@ def patch(
     flags = {
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
         "scan.input_shape": shape_of(input_shape), "scan.allow_nonfinite": allow_nonfinite or None,
-        "scan.device": device, "scan.seed": seed, "scan.units": unit_axes(units or []) or None, "scan.call": call,
+        "scan.device": device, "scan.dtype": dtype, "scan.autocast": autocast, "scan.seed": seed,
+        "scan.units": unit_axes(units or []) or None, "scan.call": call,
     }  # fmt: skip
     target = one_target(model, settings(config, flags))
     wanted = choosing.chosen(wish, target.path)

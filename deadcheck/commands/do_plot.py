@@ -35,6 +35,8 @@ def alpha(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
     output: Annotated[
@@ -66,7 +68,7 @@ def alpha(
     look = look_of("never", ascii=ascii)
     flags = {
         "scan.data": data, "scan.batch_size": batch_size, "scan.max_samples": max_samples, "scan.unpack": unpack,
-        "scan.device": device, "scan.call": call,
+        "scan.device": device, "scan.dtype": dtype, "scan.autocast": autocast, "scan.call": call,
     }  # fmt: skip
     target = one_target(model, settings(config, flags))
     job = Job(target, Reading(arch, arch_arg or (), allow_class or (), key, trust=trust), quiet)

@@ -30,6 +30,10 @@ def scan(
     key: options.Key = None,
     trust: options.Trust = False,
     device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    dtype: options.Dtype = None,
+    autocast: options.Autocast = None,
     threads: options.Threads = None,
     shard: options.ShardOption = None,
     checkpoint: options.Checkpoint = None,
@@ -55,7 +59,7 @@ def scan(
 
     A model of torch.nn classes is read safely with no flag; weights need --arch; a file runs only with --trust.
     """
-    from deadcheck.commands.inputs import settings, shape_of, unit_axes
+    from deadcheck.commands.inputs import settings, shape_of, sizes, unit_axes
     from deadcheck.commands.measuring import Reading, Run, scans
     from deadcheck.commands.output import check_place, look_of, outputs_of, publish
     from deadcheck.errors import UsageError
@@ -73,6 +77,10 @@ def scan(
         "scan.input_shape": shape_of(input_shape),
         "scan.allow_nonfinite": allow_nonfinite or None,
         "scan.device": device,
+        "scan.device_map": device_map,
+        "scan.max_memory": sizes(max_memory or []) or None,
+        "scan.dtype": dtype,
+        "scan.autocast": autocast,
         "scan.threads": threads,
         "scan.seed": seed,
         "scan.units": unit_axes(units or []) or None,

@@ -96,6 +96,14 @@ def unit_axes(pairs: Sequence[str]) -> tuple[tuple[str, int], ...]:
     return tuple(out)
 
 
+def sizes(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read ``DEVICE=SIZE`` pairs."""
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UsageError(f"--max-memory {pair!r} is not DEVICE=SIZE; write --max-memory 0=20GiB or cpu=60GiB")
+    return tuple((device, size) for device, _, size in (pair.partition("=") for pair in pairs))
+
+
 def shape_of(text: str | None) -> tuple[int, ...] | None:
     """Read the shape of one sample."""
     if text is None:

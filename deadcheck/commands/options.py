@@ -78,6 +78,33 @@ Device = Annotated[
         help="where to run: cpu, cuda, mps or auto \\[default: cpu]", rich_help_panel=MEASURE, show_default=False
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="spread a large model over GPUs, memory and disk with accelerate: auto (evenly) or sequential",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="the most that weights may take on a device, as 0=20GiB or cpu=60GiB; repeats", rich_help_panel=MEASURE,
+        show_default=False,
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="cast the weights to float32, float64, bfloat16 or float16 for the scan \\[default: model, as they are]",
+        rich_help_panel=MEASURE, show_default=False,
+    ),
+]  # fmt: skip
+Autocast = Annotated[
+    str | None,
+    typer.Option(
+        help="run under torch.autocast: bfloat16 or float16", rich_help_panel=MEASURE, show_default=False
+    ),
+]  # fmt: skip
 Threads = Annotated[
     int | None,
     typer.Option(help="threads to use \\[default: as it would]", min=1, rich_help_panel=MEASURE,
