@@ -196,8 +196,8 @@ def test_shards_of_a_scan_that_measures_less_are_the_whole(tmp_path: Path, stats
     whole = pipeline.scan_file(tmp_path / "net.pt", LoadOptions(), Config(scan=settings))
     kept = []
     for index in (1, 2, 3):
-        loaded, batches, own = pipeline._opened(tmp_path / "net.pt", LoadOptions(), Config(scan=settings))
-        counted = pipeline.counted(loaded, batches, own, shard=Shard(index, 3))
+        with pipeline._opened(tmp_path / "net.pt", LoadOptions(), Config(scan=settings)) as (loaded, batches, own):
+            counted = pipeline.counted(loaded, batches, own, shard=Shard(index, 3))
         kept.append((str(index), pipeline.parts.Kept(counted.scan, Shard(index, 3), True, counted.part)))
     joined = pipeline.parts.merged(kept)
 
