@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -20,8 +20,11 @@ def is_autocast(func: Any) -> bool:
 
 def as_called() -> AbstractContextManager[Any]:
     """Return the context in which an operator runs that calls others, as the model would run it."""
-    with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
-        off = torch._C._dispatch_tls_local_exclude_set()
+    try:
+        with torch._C._RestorePythonTLSSnapshot():  # type: ignore[attr-defined]
+            off = torch._C._dispatch_tls_local_exclude_set()
+    except RuntimeError:  # some operators that call functions reach a mode without its handler, and nothing is off
+        return nullcontext()
     here = torch._C._dispatch_tls_local_exclude_set()
     for key in _KEYS.values():
         if not off.has(key):
