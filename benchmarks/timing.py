@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
+
+K = TypeVar("K")
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,16 +34,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(clocks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Ask every clock in turn, round by round, so that what else the machine does meets all; the first round warms up.
+def interleaved(clocks: Mapping[K, Callable[[], float]], rounds: int, *, warm: int = 1) -> dict[K, list[float]]:
+    """Ask every clock in turn, round by round, so that what else the machine does meets all.
 
-    A clock does some work and returns its seconds.
+    A clock does some work and returns its seconds. The first ``warm`` rounds come on top, and are forgotten.
     """
-    taken: dict[str, list[float]] = {name: [] for name in clocks}
-    for number in range(rounds + 1):
+    taken: dict[K, list[float]] = {name: [] for name in clocks}
+    for number in range(warm + rounds):
         for name, clock in clocks.items():
             spent = clock()
-            if number:
+            if number >= warm:
                 taken[name].append(spent)
     return taken
 
@@ -59,6 +62,16 @@ def slope(sizes: Sequence[float], taken: Sequence[float]) -> float:
     """Return p of ``seconds = c * size ** p`` that fits best: least squares of the logarithms."""
     x, y = [math.log(size) for size in sizes], [math.log(spent) for spent in taken]
     return statistics.linear_regression(x, y).slope
+
+
+RESOLVED = 0.03
+"""Share by which something may differ from itself before it is said that less is not resolved."""
+
+
+def unresolved(again: Sequence[float]) -> float | None:
+    """Return by how much something moved against itself, given those ratios; None where that is little."""
+    moved = max((abs(ratio - 1) for ratio in again), default=0.0)
+    return moved if moved > RESOLVED else None
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
