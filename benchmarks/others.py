@@ -132,7 +132,7 @@ def joined(answers: list[dict[str, object]]) -> dict[str, object]:
 def cells(found: dict[str, object], bare: list[float]) -> list[str]:
     """Write what a tool took."""
     if "error" in found:
-        return [str(found["error"]), "", "", ""]
+        return ["failed", "", "", ""]
     ratio = statistics.median(ratios(found["seconds"], bare))
     return [spread(found["seconds"], 2), f"{ratio:.2f}", f"{found['mib']:,.0f}", str(found["layers"])]
 
@@ -173,6 +173,10 @@ def main() -> None:
     for tool in tools:
         named = ", ".join(f"{distribution} {version}" for distribution, version in versions.get(tool, {}).items())
         print(f"- {tool} ({named}): {EVERY[tool].how}" if named else f"- {tool}: {EVERY[tool].how}")
+    for one in found:
+        for tool, took in one["tools"].items():
+            if "error" in took:
+                print(f"- {tool}, {one['network']}, {one['samples']:,} samples: failed ({took['error']})")
     for tool, reason in missing.items():
         print(f"- {tool}: missing, its import failed ({reason})")
     write(args.json, rows=found, versions=versions, missing=missing)

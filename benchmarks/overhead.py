@@ -180,9 +180,7 @@ def noise(found: dict[str, object]) -> str | None:
     if moved is None:
         return None
     row = f"{found['network']}, {found['threads']} threads, batch {found['batch']}"
-    return (
-        f"- {row}: a bare loop against itself moved by up to {moved:.0%}; less than that is not resolved in one round"
-    )
+    return f"- {row}: a bare loop against itself moved by up to {moved:.1%}; less is not resolved"
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--short] [--only growth] [--json out.json]
 
-The whole takes most of an hour. ``--short`` is for CI: tiny sizes, in less than a minute. Its times say nothing, and it
+The whole takes hours. ``--short`` is for CI: tiny sizes, in less than a minute. Its times say nothing, and it
 exits with 1 only where a result is wrong: a count, a planted death, torch or its compiler imported where they must not
 be, or a benchmark that does not run at all.
 """
