@@ -7,11 +7,8 @@ What a cell says is in ``SCORES``. Tools that cannot be imported are listed with
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import platform
-import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -19,6 +16,7 @@ from io import StringIO
 import torch
 from adapters import TOOLS, Tool
 from planted import CASES, SCORES, Case, built, data, judged
+from timing import options, table, write
 
 
 def answer(tool: Tool, case: Case) -> dict[str, object]:
@@ -40,18 +38,14 @@ def print_table(answers: dict[str, dict[str, dict[str, object]]], tools: dict[st
     for score in SCORES:
         totals = [sum(by_tool[tool]["score"] == score for by_tool in answers.values()) for tool in tools]
         rows.append([f"**{score}**", *map(str, totals)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    print(table(rows))
 
 
 def main() -> None:
     """Ask every tool that is installed, print the table and write the answers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--only", help="part of a case's name")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="tools to ask")
-    parser.add_argument("--json", help="also write every answer to this file")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     missing = {name: reason for name in args.tools if (reason := TOOLS[name].missing())}
@@ -69,10 +63,8 @@ def main() -> None:
         print(f"- {name} ({named}): {tool.how}" if named else f"- {name}: {tool.how}")
     for name, reason in missing.items():
         print(f"- {name}: not asked, its import failed ({reason})")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"versions": versions, "missing": missing, "cases": answers}, file, indent=1)
+    write(args.json, versions=versions, missing=missing, cases=answers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Anonymous memory that scanning a large state dict takes above what the forward pass itself takes.
 
-    python benchmarks/large_weights.py [--width 8192] [--layers 8]
+    python benchmarks/large_weights.py [--width 8192] [--layers 8] [--json out.json]
 
 Writes the weights of a wide MLP (2.1 GB by default), as a torch file and as safetensors, and scans each in a process of
 its own. Anonymous memory is ``RssAnon`` of /proc/self/status, sampled every 10 ms; pages of the file are not in it.
@@ -9,6 +9,7 @@ its own. Anonymous memory is ``RssAnon`` of /proc/self/status, sampled every 10 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from timing import options, table, write
 
 ARCH = """
 from torch import nn
@@ -53,7 +55,7 @@ class Peak:
             time.sleep(0.01)
 
 
-def write(folder: Path, width: int, layers: int) -> None:
+def write_weights(folder: Path, width: int, layers: int) -> None:
     """Write the weights in both formats."""
     import torch
     from safetensors.torch import save_file
@@ -68,7 +70,7 @@ def write(folder: Path, width: int, layers: int) -> None:
 
 
 def scan(path: Path, width: int, layers: int) -> None:
-    """Scan in this process and print the peak above what was there before, and above a bare forward pass."""
+    """Scan in this process and print what that took as JSON; the peak is above what was there before."""
     import torch
 
     import deadcheck
@@ -83,27 +85,36 @@ def scan(path: Path, width: int, layers: int) -> None:
         start = time.perf_counter()
         diagnosis = deadcheck.scan(path, sample, load=load)
         seconds = time.perf_counter() - start
-    print(
-        f"{path.name:<18}{path.stat().st_size / 2**20:>8.0f} MiB{peak.most - peak.start:>8} MiB anonymous"
-        f"{seconds:>8.1f} s   {diagnosis.units:,} units"
-    )
+    found = {
+        "file": path.name, "mib": path.stat().st_size / 2**20, "anonymous_mib": peak.most - peak.start,
+        "seconds": seconds, "units": diagnosis.units,
+    }  # fmt: skip
+    print(json.dumps(found))
 
 
 def main() -> None:
     """Write the weights, then scan each file in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=8192)
-    parser.add_argument("--layers", type=int, default=8)
+    parser = options(__doc__)
+    parser.add_argument("--width", type=int, default=8192, help="units of a layer [default: 8192]")
+    parser.add_argument("--layers", type=int, default=8, help="layers [default: 8]")
     parser.add_argument("--scan", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.scan:
         scan(args.scan, args.width, args.layers)
         return
+    found = []
     with tempfile.TemporaryDirectory() as name:
-        write(Path(name), args.width, args.layers)
+        write_weights(Path(name), args.width, args.layers)
         for file in ("wide.pt", "wide.safetensors"):
             own = [sys.executable, __file__, "--width", str(args.width), "--layers", str(args.layers)]
-            subprocess.run([*own, "--scan", str(Path(name) / file)], check=True)
+            command = [*own, "--scan", str(Path(name) / file)]
+            found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    rows = [["file", "MiB", "anonymous MiB", "seconds", "units"]]
+    for one in found:
+        rows.append([one["file"], *(f"{one[key]:,.0f}" for key in ("mib", "anonymous_mib"))])
+        rows[-1] += [f"{one['seconds']:.1f}", f"{one['units']:,}"]
+    print(table(rows))
+    write(args.json, files=found)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -99,28 +101,71 @@ def mobilenet() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, 1000))
 
 
-def scripted() -> nn.Module:
-    """Return the MLP as a TorchScript program."""
-    return torch.jit.script(mlp().eval())  # type: ignore[no-any-return]
+def convnet() -> nn.Module:
+    """Three small convolutions and a head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "ResNet-18 8x224": (resnet18, (8, 3, 224, 224)),
-    "VGG-11-BN 4x224": (vgg11_bn, (4, 3, 224, 224)),
-    "MLP 256": (mlp, (256, 1024)),
-    "GELU encoder 8x128": (encoder, (8, 128, 384)),
-    "ReLU encoder 8x128": (relu_encoder, (8, 128, 384)),
-    "MobileNet 8x160": (mobilenet, (8, 3, 160, 160)),
-    "MLP 256, scripted": (scripted, (256, 1024)),
+class Form(Enum):
+    """In which form a network is run."""
+
+    MODULE = "module"
+    SCRIPTED = "live TorchScript program"
+    SAVED = "file of a TorchScript program, which the bare loop loads too"
+    EXPORTED = "module of an exported program"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is measured."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+
+    batch: int
+    form: Form = Form.MODULE
+
+    def eager(self) -> nn.Module:
+        """Build it, the same weights each time, in eval mode, its batch norms shifted as if it had been trained."""
+        torch.manual_seed(0)
+        model = self.build()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.bias, std=0.5)
+        return model.eval()
+
+    def program(self) -> nn.Module:
+        """Build it in its form; of a file, what would be in it."""
+        model = self.eager()
+        if self.form in (Form.SCRIPTED, Form.SAVED):
+            program: nn.Module = torch.jit.script(model)
+            return program
+        if self.form is Form.EXPORTED:
+            example = (torch.randn(2, *self.shape),)
+            return torch.export.export(model, example, dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+        return model
+
+    def data(self, samples: int) -> Tensor:
+        """Return random samples, the same each time."""
+        return torch.randn(samples, *self.shape, generator=torch.Generator().manual_seed(1))
+
+
+NETWORKS: dict[str, Network] = {
+    "ResNet-18 8x224": Network(resnet18, (3, 224, 224), 8),
+    "VGG-11-BN 4x224": Network(vgg11_bn, (3, 224, 224), 4),
+    "MLP 256": Network(mlp, (1024,), 256),
+    "GELU encoder 8x128": Network(encoder, (128, 384), 8),
+    "ReLU encoder 8x128": Network(relu_encoder, (128, 384), 8),
+    "MobileNet 8x160": Network(mobilenet, (3, 160, 160), 8),
+    "Convnet 64x32": Network(convnet, (3, 32, 32), 64),
+    "MLP 256, scripted": Network(mlp, (1024,), 256, Form.SCRIPTED),
+    "MLP 256, scripted file": Network(mlp, (1024,), 256, Form.SAVED),
+    "MLP 256, exported": Network(mlp, (1024,), 256, Form.EXPORTED),
+    "Convnet 64x32, exported": Network(convnet, (3, 32, 32), 64, Form.EXPORTED),
 }
-"""Name -> (factory, shape of a batch)."""
-
-
-def prepared(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network in eval mode whose batch norms have the statistics of random data."""
-    torch.manual_seed(0)
-    model = factory()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias, std=0.5)
-    return model.eval()
+"""Name -> network. Exported ones stand last: to export loads torch's compiler."""

@@ -224,6 +224,9 @@ CASES: dict[str, Case] = {
 }
 """Name -> case."""
 
+NOT_MEASURED = ("torch.where(x > 0, x, 0)", "x * (x > 0)")
+"""Cases of which a scan says that it does not measure them."""
+
 
 def built(case: Case) -> nn.Module:
     """Build the model of a case, the same weights each time, in eval mode."""
