@@ -71,9 +71,9 @@ def two_at_a_time(subject: Subject, data: Tensor, size: int) -> None:
         list(pool.map(run, data.split(size)))
 
 
-def scan(subject: Subject, data: Tensor, size: int) -> None:
+def scan(subject: Subject, data: Tensor, size: int, stats: str = "full") -> None:
     """Scan as a user does."""
-    deadcheck.scan(subject.given, data, batch_size=size, load=deadcheck.LoadOptions(trust=True))
+    deadcheck.scan(subject.given, data, batch_size=size, load=deadcheck.LoadOptions(trust=True), stats=stats)
 
 
 def scan_alone(subject: Subject, data: Tensor, size: int) -> None:
@@ -131,6 +131,7 @@ def storing_hooks(subject: Subject, data: Tensor, size: int) -> None:
 
 COLUMNS: dict[str, Work] = {
     "scan": scan,
+    "scan, verdict": partial(scan, stats="verdict"),
     "scan, one at a time": scan_alone,
     "scan, torch alone": scan_torch,
     "bare again": bare,
@@ -190,10 +191,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=32, help="batches of the network's own size [default: 32]")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[None], help="cut the samples like this instead")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="torch's threads [default: 2 1]")
-    parser.add_argument("--only", default="", help="part of a network's name")
+    parser.add_argument("--only", default="", help="a network, or part of the names of some")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
     args = parser.parse_args()
-    names = [name for name in NETWORKS if args.only in name]
+    names = [args.only] if args.only in NETWORKS else [name for name in NETWORKS if args.only in name]
     if not names:
         parser.error(f"no network has {args.only!r} in its name; there are: {', '.join(NETWORKS)}")
     found = []
