@@ -7,13 +7,12 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,55 +21,38 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, flows, fused, kernel, offloaded, recurrent, suspects
+from deadcheck import activations, fused, kernel, offloaded, recurrent
 from deadcheck.activations import Activation
 from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
-from deadcheck.calls import axes_of
 from deadcheck.deferred import counter_of
-from deadcheck.errors import ProbeError, UsageError
+from deadcheck.errors import ProbeError
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import (
     SAMPLE,
     Feed,
     Flow,
-    Plan,
     Weight,
-    at_axis,
-    count,
-    guessed,
     has,
-    plan,
     positions,
 )
+from deadcheck.locating import Locator, Samples, Seen
+from deadcheck.operators import Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
-from deadcheck.sites import NEVER_RAN, SiteStats, Skipped
-from deadcheck.stats import Rows, SiteCounter
+from deadcheck.sites import SiteStats, Skipped
+from deadcheck.stats import SiteCounter
 from deadcheck.steps import Step
 from deadcheck.suspects import Suspects
 from deadcheck.weights import module_names
+from deadcheck.whereabouts import Whereabouts, never_ran
 
 Args = tuple[Any, ...]
-
-_OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
-_TRAINS: dict[str, tuple[Callable[[Args], bool], str]] = {
-    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
-    "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
-    "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
-    "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
-}
-"""Operators that do in training what a deployed model does not: when they do, and what that is."""
-
-_NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
 
 _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
-
-_LAYER_PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2")
-"""Modules with weights that the fused operator of an encoder layer runs."""
 
 _RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
@@ -85,48 +67,14 @@ Watch = Callable[["Probe", SiteRecord, Tensor, Flow], None]
 class _Batch:
     """What is known only while one forward pass runs."""
 
-    samples: int
-    counted: int
-    """Samples that count, from the first on; the others only fill up a batch of fixed size."""
-    first_sample: int
-    met: list[tuple[_Seen, int]] = field(default_factory=list)
+    samples: Samples
+    met: list[tuple[Seen, int]] = field(default_factory=list)
     """Activation calls so far that were found as in an earlier batch, and their places."""
     holds_roster: bool = False
     is_autocast: bool = field(default_factory=torch._C._is_any_autocast_enabled)
-    place: Place | None = None
-    """Where a program that is not made of Python modules stands."""
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
-
-
-class _Operator(NamedTuple):
-    """What is known of an operator before it is called."""
-
-    name: str
-    rule: Any
-    """How it carries axes; see ``flows``."""
-
-    resolve: Any
-    """Tells which activation a call of it is, if any."""
-
-    in_parts: Any
-    """Runs it as the operators that it hides."""
-
-    trains: tuple[Callable[[Args], bool], str] | None
-    is_plain: bool
-    """Whether it can neither be nor complete an activation."""
-
-
-class _Seen(NamedTuple):
-    """How one activation call is counted."""
-
-    record: SiteRecord
-    flow: Flow
-    layout: Plan
-    rows: Rows
-    told: Flow
-    """What told the site from others."""
 
 
 class Probe:
@@ -156,23 +104,19 @@ class Probe:
         self.level = stats
         self.gates = gates
         self.warnings: dict[str, str] = {}
-        self.unit_axes = tuple(unit_axes)
         self._names, self._aliases = module_names(model)
         self._follow = Follower(model, self._names)
         self._roster = Roster(self._aliases)
+        self._locator = Locator(self._roster, unit_axes)
         self._root = self
         self._forks: list[Probe] = []
         self._counters: dict[SiteRecord, SiteCounter] = {}
-        self._matched: set[tuple[str, int]] = set()
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self._notes: dict[tuple[str, str], str] = {}
-        self._ran: set[str] = set()
-        self._stack: list[nn.Module] = []
-        self._here: str | None = None
-        """Path of the module that runs; None where it has to be looked for."""
+        self._where = Whereabouts(self._names, gates=gates)
         self._scratch: dict[str, Tensor] = {}
         self._marks: dict[str, Place] = {}
-        self._operators: dict[Any, _Operator] = {}
+        self._operators: dict[Any, Operator] = {}
         self._batch: _Batch | None = None
         self.passes = 0
         self._seconds = 0.0
@@ -215,8 +159,7 @@ class Probe:
         fork = copy.copy(self)
         fork.warnings, fork._skipped, fork._notes = {}, {}, {}
         fork._counters, fork._scratch, fork._forks = {}, {}, []
-        fork._ran, fork._matched, fork._stack, fork._here = set(), set(), [], None
-        fork._follow = self._follow.fork()
+        fork._where, fork._locator, fork._follow = self._where.fork(), self._locator.fork(), self._follow.fork()
         fork._batch = fork._failure = None
         fork._seconds = 0.0
         fork._mode, fork._exit = _Mode(fork), ExitStack()
@@ -239,10 +182,10 @@ class Probe:
 
         The last ``padding`` of them are run and not counted.
         """
-        self._batch = _Batch(samples, samples - padding, first_sample)
+        self._batch = _Batch(Samples(samples, samples - padding, first_sample))
         self.passes += 1
-        self._failure = self._here = None
-        self._stack.clear()
+        self._failure = None
+        self._where.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         try:
             with torch.no_grad(), self._mode:
@@ -263,7 +206,7 @@ class Probe:
     @property
     def place(self) -> Place | None:
         """Where a program that is not made of Python modules stands in the pass that runs."""
-        return None if self._batch is None else self._batch.place
+        return None if self._batch is None else self._where.place
 
     def stats(self) -> tuple[SiteStats, ...]:
         """Return what was counted, a record per site, in the order in which the sites first ran."""
@@ -281,10 +224,10 @@ class Probe:
 
     def unmatched(self) -> tuple[str, ...]:
         """Return a sentence for each axis that the user chose for sites which never came."""
-        matched = set().union(*(probe._matched for probe in self._family))
+        matched = set().union(*(probe._locator.matched for probe in self._family))
         return tuple(
             f"--units '{pattern}={axis}' matches no site; see the keys in the report"
-            for pattern, axis in self.unit_axes
+            for pattern, axis in self._locator.unit_axes
             if (pattern, axis) not in matched
         )
 
@@ -304,12 +247,16 @@ class Probe:
         """Return what ran in another way than in a deployed model, or may not be as meant, one sentence each."""
         told = dict(item for probe in self._family for item in probe.warnings.items())
         notes = dict(item for probe in self._family for item in probe._notes.items())
-        return (*told.values(), *notes.values())
+        counted = dict(item for probe in self._family for item in probe._locator.notes.items())
+        return (*told.values(), *notes.values(), *counted.values())
 
     def skipped(self) -> tuple[Skipped, ...]:
         """Return what ran and was not measured, and what never ran."""
         skipped = dict(item for probe in self._family for item in probe._skipped.items())
-        return (*skipped.values(), *self._never_ran())
+        return (*skipped.values(), *never_ran(self.model, self._names, self._ran()))
+
+    def _ran(self) -> set[str]:
+        return set().union(*(probe._where.ran | probe._follow.ran for probe in self._family))
 
     @property
     def _family(self) -> tuple[Probe, ...]:
@@ -329,9 +276,7 @@ class Probe:
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if self._batch is not None:
-            self._stack.append(module)
-            self._here = name = self._names.get(module)
-            self._ran.add(name or "")
+            self._where.enter(module)
             if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
                 self._check_time(args[0] if args else None)
 
@@ -339,50 +284,27 @@ class Probe:
         """Warn where a layer takes for steps in time what the data has as samples."""
         known = self._follow.look(source)
         if isinstance(known, Flow) and known.axes is not None and len(known.axes) == 3 and has(known.axes[0], SAMPLE):
+            path = self._where.path or "the model"
             self.warnings.setdefault(
                 "time-first",
-                f"{self._path() or 'the model'} takes axis 0 for steps in time (batch_first=False), and there the data "
-                "has its samples, by which everything was counted; transpose the data if that is not what you mean",
+                f"{path} takes axis 0 for steps in time (batch_first=False), and there the data has its samples, by "
+                "which everything was counted; transpose the data if that is not what you mean",
             )
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._batch is None or module not in self._stack:
+        if self._batch is None or not self._where.is_in(module):
             return
         raised = sys.exc_info()[1]
         if raised is not None and raised is not self._batch.ambient:
-            self._failure = self._failure or (self._path(), self._stack[-1])
+            self._failure = self._failure or (self._where.path, self._where.module or module)
         elif type(module) in activations.GATED:
             self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
-        while self._stack and self._stack.pop() is not module:
-            pass
-        self._here = None
+        self._where.leave(module)
 
     def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
         probe = getattr(_running, "probe", None)
         if probe is not None and probe._root is self:
             probe._follow.learn(weight, self._follow.look(absent))
-
-    def _path(self) -> str:
-        if self._here is None:
-            if self._batch is not None and self._batch.place is not None:
-                return self._batch.place.path
-            named = (self._names[module] for module in reversed(self._stack) if module in self._names)
-            self._here = next(named, "")
-        return self._here
-
-    def _in_activation_module(self) -> bool:
-        """Tell whether the module that runs is an activation itself, so that its path names the site."""
-        if self._batch is not None and self._batch.place is not None:
-            return self._batch.place.is_module
-        running = self._stack[-1] if self._stack else None
-        if running not in self._names:  # made in a forward, as nn.ReLU()(x) is
-            return False
-        return isinstance(running, activations.MODULES) or (type(running) in activations.GATED and not self.gates)
-
-    def _in_gated(self) -> bool:
-        if self._batch is not None and self._batch.place is not None:
-            return self._batch.place.is_gate
-        return any(type(module) in activations.GATED for module in self._stack)
 
     # What every operator does to what is known of its tensors.
 
@@ -394,24 +316,28 @@ class Probe:
         known = self._operators.get(func)
         if known is None:
             if func in (PLACE, RECURRENT):
-                return self._move(batch, args)
+                return self._move(args)
             if isinstance(func, HigherOrderOperator):
                 return self._run_higher_order(func, args, kwargs)
-            known = self._meet(func)
+            known = self._operators[func] = operator_of(func)
+            if known.unseen is not None:
+                self._skip(str(func), self._where.path, known.unseen)
         name = known.name
         if not known.is_plain:
             if name == "_nested_tensor_from_mask_left_aligned":
                 return False  # or an encoder would run on nested tensors, which have no axes
             if known.in_parts is not None:
                 if not any(tensor.is_nested for tensor in tensors_of(args)):
-                    with as_called(), self._mode, self._inside(name):
+                    with as_called(), self._mode, self._where.inside(name):
                         return known.in_parts(*args, **kwargs)
-                self._skip(str(func), self._path(), "runs on nested tensors: an activation inside it cannot be seen")
+                self._skip(
+                    str(func), self._where.path, "runs on nested tensors: an activation inside it cannot be seen"
+                )
             activation = known.resolve(args, kwargs) if known.resolve is not None else None
             if activation is not None and (z := self._input(name, args)) is not None:
                 return self._activate(func, name, activation, z, args, kwargs)
         if known.trains is not None and known.trains[0](args):
-            path = self._path()
+            path = self._where.path
             self._notes.setdefault((name, path), f"{path or 'the model'}: {known.trains[1]}")
         if batch.is_autocast and not is_autocast(func):
             with as_called():
@@ -419,8 +345,8 @@ class Probe:
         else:
             output = func(*args, **kwargs)
         started = time.perf_counter()
-        if kwargs or not self._follow.repeats(func, self._path(), args, output):
-            self._follow.carry(func, name, known.rule, self._path(), args, kwargs, output)
+        if kwargs or not self._follow.repeats(func, self._where.path, args, output):
+            self._follow.carry(func, name, known.rule, self._where.path, args, kwargs, output)
         if not known.is_plain:
             self._suspect(batch, name, args, output)
         self._seconds += time.perf_counter() - started
@@ -430,65 +356,26 @@ class Probe:
         """List what may be an activation written out by hand."""
         suspect = batch.suspects.see(name, args, output)
         if suspect is not None:
-            self._skip(suspect, self._path(), "looks like an activation written out by hand; not measured")
+            self._skip(suspect, self._where.path, "looks like an activation written out by hand; not measured")
         elif name == "sin" and isinstance(known := self._follow.look(args[0]), Flow) and known.axis_from:
-            self._skip("aten.sin", self._path(), "a sine of a layer's output may be its activation; not measured")
+            self._skip("aten.sin", self._where.path, "a sine of a layer's output may be its activation; not measured")
 
-    @contextmanager
-    def _inside(self, name: str) -> Iterator[None]:
-        """Stand where an operator would that is part of a fused one: an encoder layer's may be a module of its own."""
-        layer = self._stack[-1] if self._stack else None
-        if name != "_transformer_encoder_layer_fwd" or not isinstance(layer, nn.TransformerEncoderLayer):
-            yield
-            return
-        inner = [module for module in layer.children() if module is layer.activation]
-        run = (*inner, *(part for name in _LAYER_PARTS for part in getattr(layer, name).modules()))
-        self._ran.update(self._names[part] for part in run if part in self._names)
-        self._stack += inner
-        self._here = None
-        try:
-            yield
-        finally:
-            del self._stack[len(self._stack) - len(inner) :]
-            self._here = None
-
-    def _move(self, batch: _Batch, args: tuple[Any, ...]) -> None:
+    def _move(self, args: tuple[Any, ...]) -> None:
         """Follow a mark of a program to where it stands now."""
-        batch.place = self._marks.setdefault(args[-1], read(args[-1]))
-        self._here = None
-        self._ran.add(batch.place.path)
+        place = self._marks.setdefault(args[-1], read(args[-1]))
+        self._where.go_to(place)
         if len(args) == 3:
             source = next((tensor for tensor in args[0] if isinstance(self._follow.look(tensor), Flow)), None)
-            self._see_recurrent(batch.place.kind, source, args[1])
+            self._see_recurrent(place.kind, source, args[1])
 
     def _run_higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that calls functions, watching what they do."""
         run = fused.HIGHER_ORDER.get(func.name())
         if run is None:
-            self._skip(func.name(), self._path(), "an operator that calls functions: what they do cannot be seen")
+            self._skip(func.name(), self._where.path, "an operator that calls functions: what they do cannot be seen")
             return func(*args, **kwargs)
         with as_called(), self._mode:
             return run(*args, **kwargs)
-
-    def _meet(self, func: Any) -> _Operator:
-        """Find out about an operator that is called for the first time."""
-        namespace, _, name = func.name().partition("::")
-        name = name.partition(".")[0]
-        rule, resolve = flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket)
-        in_parts = fused.FUSED.get(name)
-        # Composite operators come whole where nothing above took them apart, as inside a fused one.
-        if rule is None and resolve is None and in_parts is None and func._can_decompose():
-            in_parts = func.decompose
-        is_plain = resolve is None and in_parts is None and name not in _NOT_PLAIN
-        known = self._operators[func] = _Operator(name, rule, resolve, in_parts, _TRAINS.get(name), is_plain)
-        self._note_operator(namespace, name, func)
-        return known
-
-    def _note_operator(self, namespace: str, name: str, func: Any) -> None:
-        if namespace not in _OWN_NAMESPACES:
-            self._skip(str(func), self._path(), "not an operator of torch: an activation inside it cannot be seen")
-        elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
-            self._skip(str(func), self._path(), "an activation fused with its layer; its input cannot be seen")
 
     def _input(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
         """Return the values that an activation works on; None where it works on none that depend on the data."""
@@ -499,10 +386,10 @@ class Probe:
             if isinstance(known, Flow) and known.feeds:
                 return None  # the larger of two results, not a comparison with 0
         if not z.is_floating_point() and name in activations.BOUNDS and not z.is_complex() and not z.is_quantized:
-            self._skip(name, self._path(), "bounds integers, as an index; not taken for an activation")
+            self._skip(name, self._where.path, "bounds integers, as an index; not taken for an activation")
             return None
         if isinstance(self._follow.look(z), Weight):
-            self._skip(name, self._path(), "works on weights or constants alone, the same for every sample")
+            self._skip(name, self._where.path, "works on weights or constants alone, the same for every sample")
             return None
         return z  # type: ignore[no-any-return]
 
@@ -514,10 +401,10 @@ class Probe:
         assert self._batch is not None
         flow = self._follow.look(z)
         flow = flow if isinstance(flow, Flow) else None
-        is_gate = self._in_gated() and not self.gates
+        is_gate = self._where.is_gate and not self.gates
         if is_gate or z.numel() == 0 or z.is_complex():
             if z.is_complex():
-                self._skip(str(func), self._path(), "complex values have no sign; not measured")
+                self._skip(str(func), self._where.path, "complex values have no sign; not measured")
             output = func(*args, **kwargs)
             self._pass_by(output, flow, act)
             return output
@@ -558,7 +445,7 @@ class Probe:
         self._after(output)
         return output
 
-    def _count(self, z: Tensor, h: Tensor, seen: _Seen) -> None:
+    def _count(self, z: Tensor, h: Tensor, seen: Seen) -> None:
         counter = self._counter(seen.record)
         with self.aside():
             counter.see_input(z, seen.layout, seen.rows)
@@ -571,25 +458,27 @@ class Probe:
         if tensor is None or tensor.numel() == 0:
             return
         known = self._follow.look(source.data if isinstance(source, PackedSequence) else source)
-        flow = recurrent.carried(known, tensor, self._follow.feed(act.name, self._path(), None), act.name)
+        flow = recurrent.carried(known, tensor, self._follow.feed(act.name, self._where.path, None), act.name)
         self._count(tensor, tensor, seen := self._prepare(tensor, flow, act))
         self._follow.learn(tensor, seen.flow)
         if module is not None:
             for state in states:
                 self._follow.learn(state, recurrent.last(module, source, flow, state))
 
-    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> _Seen:
+    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> Seen:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
         batch = self._batch
         assert batch is not None
-        path, place = self._path(), self._place()
+        path, place = self._where.path, self._place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
         step = self._follow.steps.before(signature)
         if step is not None and step.seen is not None:
-            seen: _Seen = step.seen
+            seen: Seen = step.seen
         else:
             self._hold_roster()
-            seen = self._find(tensor, flow, act, path, place)
+            seen = self._locator.find(
+                tensor, flow, act, batch.samples, self._where, place=place, step=self._follow.steps.count
+            )
             weight = seen.record.weight
             after = seen.flow._replace(feeds=(Feed(weight, weight, self._follow.steps.serial + 1, False),))
             step = Step(signature, (after,), self._follow.steps.serial + 1, (flow,), seen)
@@ -617,75 +506,14 @@ class Probe:
             )
         return counter
 
-    def _find(self, tensor: Tensor, flow: Flow | None, act: Activation, path: str, place: int) -> _Seen:
-        assert self._batch is not None
-        shape = tensor.shape
-        if flow is None or flow.axes is None or flow.axis_from is None or not flow.fits(shape):
-            flow = flow if flow is None or flow.fits(shape) else Flow(None, flow.feeds)
-            flow = guessed(shape, flow, self._batch.samples)
-        flow = told = self._chosen(flow, shape, (path, f"{path}:{act.name}"))
-
-        def make(weight: str, keys: tuple[str, ...]) -> SiteRecord:
-            own = told if told.axis_from == "user" else self._chosen(told, shape, keys)
-            layout = plan(axes_of(own))
-            axis = layout.unit_axes[0] if layout.unit_axes else _single_axis(own, len(shape))
-            is_module = self._in_activation_module()
-            axis_from = own.axis_from or "guess"
-            return SiteRecord(act, path, layout.n_units, tensor.device, axis, axis_from, is_module, weight)
-
-        n_units = plan(axes_of(flow)).n_units
-        record = self._roster.find(path, act, flow, units=n_units, place=place, make=make)
-        record.first = min(record.first, (self._batch.first_sample, self._follow.steps.count))
-        if record.axis_from == "user" != flow.axis_from:
-            flow = at_axis(flow, shape, record.axis, "user")
-        elif flow.axis_from == "guess":
-            record.axis_from = "guess"  # other calls may have been told
-        flow, rows = self._rows_of(record, flow)
-        return _Seen(record, flow, plan(axes_of(flow)), rows, told)
-
     def _place(self) -> int:
         """Return a number for the place in the code from which an activation was called."""
-        assert self._batch is not None
-        place = self._batch.place.number if self._batch.place is not None else 0
+        place = self._where.place.number if self._where.place is not None else 0
         frame = sys._getframe(3)
         while frame is not None:
             place = hash((place, id(frame.f_code), frame.f_lasti))
             frame = frame.f_back  # type: ignore[assignment]
         return place
-
-    def _chosen(self, flow: Flow, shape: Sequence[int], names: Sequence[str]) -> Flow:
-        """Return the flow with its units on the axis that the user chose for one of these names."""
-        found = [pair for pair in self.unit_axes if any(fnmatchcase(name, pair[0]) for name in names)]
-        if not found:
-            return flow
-        self._matched.update(found)
-        pattern, axis = found[0]
-        if not -len(shape) <= axis < len(shape):
-            raise UsageError(
-                f"--units '{pattern}={axis}': the values at {names[0]} have {len(shape)} axes; "
-                f"give a number from {-len(shape)} to {len(shape) - 1}"
-            )
-        return at_axis(flow, shape, axis, "user")
-
-    def _rows_of(self, record: SiteRecord, flow: Flow) -> tuple[Flow, Rows]:
-        """Tell which sample each row of the values belongs to; where none can be told, rows are positions."""
-        assert self._batch is not None
-        batch, kept = self._batch.samples, self._batch.counted
-        found, rows = count(axes_of(flow), SAMPLE), flow.rows
-        if batch == 1:
-            return flow.unsampled()._replace(rows=None), Rows(1, 1)
-        if rows is None and found == batch:
-            return flow, Rows(batch, kept, keep=None if kept == batch else slice(kept))
-        if rows is not None and found == len(rows) > 0:
-            of = list(rows) if isinstance(rows, range) else rows
-            of = torch.as_tensor(of, device=record.device)
-            keep = None if kept == batch else of < kept
-            return flow, Rows(len(rows), kept, of if keep is None else of[keep], keep)
-        record.samples_from = "call"
-        if kept < batch:
-            note = f"{batch - kept} samples that only fill up the last batch were counted"
-            self._notes[("padding", self._path())] = f"{self._path() or 'the model'}: {note}"
-        return flow.unsampled(), Rows(1, 1)
 
     def _after(self, output: Any) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
@@ -697,7 +525,7 @@ class Probe:
     def _pass_by(self, output: Any, flow: Flow | None, act: Activation) -> None:
         """Carry an activation that is not measured."""
         assert self._batch is not None
-        name, serial = f"{self._path()}:{act.name}", self._follow.steps.serial + 1
+        name, serial = f"{self._where.path}:{act.name}", self._follow.steps.serial + 1
         signature = ("gate", name, id(flow))
         after = None if flow is None else flow._replace(feeds=(Feed(name, name, serial, False),))
         step = self._follow.steps.take(
@@ -720,20 +548,6 @@ class Probe:
 
     def _skip(self, what: str, where: str, reason: str) -> None:
         self._skipped.setdefault((what, where), Skipped(what, where, reason))
-
-    def _never_ran(self) -> Iterable[Skipped]:
-        """Yield the topmost modules that hold weights or activations and never ran."""
-        if isinstance(self.model, torch.jit.ScriptModule) and not hasattr(self.model, "training"):
-            return  # a frozen program no longer says which module its code came from
-        ran = {"/".join(name.split(".")) for probe in self._family for name in probe._ran | probe._follow.ran if name}
-        alive = {""} | {name[:i].replace("/", ".") for name in ran for i in (*_cuts(name), len(name))}
-        for module, name in self._names.items():
-            parent = name.rpartition(".")[0]
-            if name in alive or parent not in alive:
-                continue
-            matters = any(isinstance(child, activations.MODULES) for child in module.modules())
-            if matters or any(True for _ in module.parameters()):
-                yield Skipped(type(module).__name__, name, NEVER_RAN)
 
 
 class _Mode(TorchDispatchMode):
@@ -758,12 +572,3 @@ class _Mode(TorchDispatchMode):
 
 def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
-
-
-def _single_axis(flow: Flow, rank: int) -> int:
-    """Return the axis of a site with one unit, which no atom marks."""
-    return 1 if flow.axis_from is not None and flow.axis_from.startswith("conv") and rank > 2 else max(rank - 1, 0)
-
-
-def _cuts(name: str) -> list[int]:
-    return [i for i, letter in enumerate(name) if letter == "/"]

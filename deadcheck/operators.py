@@ -1,0 +1,62 @@
+"""What is known of an operator before it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from deadcheck import activations, flows, fused, suspects
+
+_OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
+_NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
+
+Trains = tuple[Callable[[tuple[Any, ...]], bool], str]
+_TRAINS: dict[str, Trains] = {
+    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
+    "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
+    "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
+    "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
+}
+
+
+class Operator(NamedTuple):
+    """An operator of torch, or of another library."""
+
+    name: str
+    """Without namespace and overload."""
+
+    rule: Any
+    """How it carries axes; see ``flows``."""
+
+    resolve: Any
+    """Tells which activation a call of it is, if any."""
+
+    in_parts: Any
+    """Runs it as the operators that it hides."""
+
+    trains: Trains | None
+    """Tells by its arguments whether it does what a deployed model does not, and what that is."""
+
+    is_plain: bool
+    """Whether it can neither be nor complete an activation."""
+
+    unseen: str | None
+    """Why an activation inside it cannot be seen, where there may be one."""
+
+
+def operator_of(func: Any) -> Operator:
+    """Return what is known of an overload of an operator."""
+    namespace, _, name = func.name().partition("::")
+    name = name.partition(".")[0]
+    rule, resolve = flows.RULES.get(name), activations.OPERATORS.get(func.overloadpacket)
+    in_parts = fused.FUSED.get(name)
+    # Composite operators come whole where nothing above took them apart, as inside a fused one.
+    if rule is None and resolve is None and in_parts is None and func._can_decompose():
+        in_parts = func.decompose
+    unseen = None
+    if namespace not in _OWN_NAMESPACES:
+        unseen = "not an operator of torch: an activation inside it cannot be seen"
+    elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
+        unseen = "an activation fused with its layer; its input cannot be seen"
+    is_plain = resolve is None and in_parts is None and name not in _NOT_PLAIN
+    return Operator(name, rule, resolve, in_parts, _TRAINS.get(name), is_plain, unseen)
