@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from deadcheck import __version__, parts
 from deadcheck import data as data_module
@@ -303,7 +303,9 @@ def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
     notes = [] if model is module else [f"the model inside {type(module).__name__} was measured"]
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         notes.append("the model has lazy layers without weights: a copy with random ones was measured")
-        model = copy.deepcopy(model)
+        # torch copies parameters without values, and fails on such buffers.
+        blank = {id(b): UninitializedBuffer(b.requires_grad, b.device, b.dtype) for b in model.buffers() if is_lazy(b)}
+        model = copy.deepcopy(model, blank)
     return model, notes
 
 

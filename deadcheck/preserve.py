@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _CONTAINERS = (list, dict, set, deque)
 
@@ -144,7 +145,8 @@ class _Snapshot:
 
 
 def _distinct(tensors: list[Any]) -> list[Tensor]:
-    strided = [t for t in tensors if isinstance(t, Tensor) and not t.is_inference() and t.device.type != "meta"]
+    filled = [tensor for tensor in tensors if isinstance(tensor, Tensor) and not is_lazy(tensor)]
+    strided = [tensor for tensor in filled if not tensor.is_inference() and tensor.device.type != "meta"]
     return list({id(tensor): tensor for tensor in strided}.values())
 
 

@@ -1206,13 +1206,15 @@ def test_the_model_inside_a_wrapper_is_measured_under_its_own_names(wrapper: Cal
 
 
 def test_a_lazy_model_is_measured_as_a_copy_and_stays_lazy() -> None:
-    model = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3), nn.ReLU())
+    model = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.ReLU())
 
     diagnosis = deadcheck.scan(model, DATA)
 
-    assert [(site.key, site.units) for site in diagnosis] == [("1", 5), ("3", 3)]
+    assert [(site.key, site.units) for site in diagnosis] == [("1", 5), ("4", 3)]
     assert isinstance(model[0], nn.LazyLinear)
     assert model[0].has_uninitialized_params()
+    assert isinstance(model[3], nn.LazyBatchNorm1d)
+    assert model[3].has_uninitialized_params()
     assert "lazy layers without weights" in diagnosis.measurement.warnings[0]
 
 
