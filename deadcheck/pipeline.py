@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -304,7 +304,8 @@ def _runnable(module: nn.Module) -> tuple[nn.Module, list[str]]:
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         notes.append("the model has lazy layers without weights: a copy with random ones was measured")
         # torch copies parameters without values, and fails on such buffers.
-        blank = {id(b): UninitializedBuffer(b.requires_grad, b.device, b.dtype) for b in model.buffers() if is_lazy(b)}
+        kind: Any = UninitializedBuffer  # torch's stub has other arguments
+        blank = {id(b): kind(b.requires_grad, b.device, b.dtype) for b in model.buffers() if is_lazy(b)}
         model = copy.deepcopy(model, blank)
     return model, notes
 
