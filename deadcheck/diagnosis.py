@@ -56,6 +56,16 @@ _CODE = {verdict: code for code, verdict in enumerate(VERDICTS)}
 _UNTOLD = {"full": (), "counts": (Verdict.FAINT,), "verdict": (Verdict.RARE, Verdict.FAINT)}
 """Verdicts that a scan which measured less than everything does not give; such units pass for live."""
 
+_FEWER = (
+    "a unit that fired was not asked again (--stats verdict), so rare and faint units pass for live ones, NaN that "
+    "came later was not looked for, and rates of zeros and explosions were not measured"
+)
+_LESS = {
+    "counts": ("note", "means were not measured (--stats counts), so no unit is told to be faint or dormant"),
+    "verdict": ("warning", _FEWER),
+}
+"""What has to be said of a scan that measured less than everything, and how loudly."""
+
 _GOES_OFF = (Family.RECTIFIER, Family.CLIPPED, Family.SMOOTH, Family.GATED, Family.NONZERO)
 
 DEPTHS = ("shallow", "mid", "deep")
@@ -389,6 +399,9 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
             f"{silent:,} unit{'s' * (silent > 1)} never fired, and {samples:,} samples are too few to call one dead; "
             f"{limits.n_star - samples:,} more would settle it",
         )  # fmt: skip
+    if measurement.env.stats in _LESS:
+        level, message = _LESS[measurement.env.stats]
+        yield Finding("measured-less", level, "", message)
     if measurement.data.synthetic:
         yield Finding(
             "synthetic-data", "warning", "",

@@ -287,15 +287,6 @@ def merged(kept: Sequence[tuple[str, Kept]]) -> Measurement:
     return measurement(first.scan, total)
 
 
-_LESS = {
-    "full": "",
-    "counts": "means were not measured (--stats counts), so no unit is told to be faint or dormant",
-    "verdict": "a unit that fired was not asked again (--stats verdict), so rare and faint units pass for live ones, "
-    "NaN that came later was not looked for, and rates of zeros and explosions were not measured",
-}
-"""What a report has to say of a scan that measured less than everything."""
-
-
 def differences(a: Scan, b: Scan) -> list[str]:
     """Say in what two scans are not the same."""
     pairs = [
@@ -325,7 +316,7 @@ def measurement(scan: Scan, part: Part) -> Measurement:
         sites=sites,
         skipped=part.skipped,
         inputs=tuple(state.summary() for state in part.inputs.values()),
-        warnings=(*part.warnings, *part.unmatched, *_guesses(sites), *filter(None, [_LESS[scan.env.stats]])),
+        warnings=(*part.warnings, *part.unmatched, *_guesses(sites)),
         output_constant=part.outputs.constant,
     )
 

@@ -28,14 +28,7 @@ from deadcheck.boundary import tensors_in
 from deadcheck.deferred import counter_of
 from deadcheck.errors import ProbeError
 from deadcheck.follower import Follower, tensors_of
-from deadcheck.layout import (
-    SAMPLE,
-    Feed,
-    Flow,
-    Weight,
-    has,
-    positions,
-)
+from deadcheck.layout import SAMPLE, Feed, Flow, Weight, has, positions
 from deadcheck.locating import Locator, Samples, Seen
 from deadcheck.operators import Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
@@ -95,7 +88,6 @@ class Probe:
         *,
         gates: bool = False,
         unit_axes: Sequence[tuple[str, int]] = (),
-        device: Any = None,
         watch: Watch | None = None,
         stats: str = "full",
     ) -> None:
@@ -296,7 +288,8 @@ class Probe:
             return
         raised = sys.exc_info()[1]
         if raised is not None and raised is not self._batch.ambient:
-            self._failure = self._failure or (self._where.path, self._where.module or module)
+            running = self._where.module  # not "or": a module without parts is false
+            self._failure = self._failure or (self._where.path, module if running is None else running)
         elif type(module) in activations.GATED:
             self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
         self._where.leave(module)

@@ -16,7 +16,6 @@ _COMPARABLE = (int, float, str, type(None), torch.dtype, torch.device, torch.lay
 
 Inputs = list[tuple[Tensor, Known | None]]
 
-
 _TENSORS = (Tensor, nn.Parameter)
 
 

@@ -150,17 +150,19 @@ def test_what_was_not_measured_is_null_and_said(tmp_path: Path) -> None:
     assert site["per_unit"]["zeros"] == [400, *[None] * 5]
     assert site["per_unit"]["first_fired"][0] is None
     assert all(index is not None for index in site["per_unit"]["first_fired"][1:])
-    assert any("--stats verdict" in warning for warning in report["warnings"])
+    assert [item["level"] for item in report["findings"] if "--stats verdict" in item["message"]] == ["warning"]
 
     table = run("scan", tmp_path / "net.pt", "--stats", "verdict", "--color", "never")
     assert "not asked again (--stats verdict)" in " ".join(table.stdout.split())
     counts = json.loads(run("scan", tmp_path / "net.pt", "--stats", "counts", "-f", "json").stdout)
     assert counts["sites"][0]["zeros"] > 400
     assert (counts["sites"][0]["mean_output"], counts["sites"][0]["counts"]["faint"]) == (None, None)
-    assert any("--stats counts" in warning for warning in counts["warnings"])
+    assert [item["level"] for item in counts["findings"] if "--stats counts" in item["message"]] == ["note"]
 
     (tmp_path / "report.json").write_text(found.stdout, encoding="utf-8")
-    assert run("gate", "--report", tmp_path / "report.json").returncode == 0
+    passed = run("gate", "--report", tmp_path / "report.json")
+    assert (passed.returncode, "PASSED" in passed.stdout) == (0, True)
+    assert "NaN that came later was not looked for" in " ".join(passed.stdout.split())
     failed = run("gate", tmp_path / "net.pt", "--stats", "verdict", "--max-layer-dead", "10%")
     assert failed.returncode == 1
     assert "1 of 6 units" in failed.stdout
