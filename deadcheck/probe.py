@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from deadcheck import activations, fused, kernel, offloaded, recurrent
 from deadcheck.activations import Activation
@@ -29,6 +30,7 @@ from deadcheck.deferred import counter_of
 from deadcheck.errors import ProbeError
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Feed, Flow, Weight, has, positions
+from deadcheck.leaps import LAYERS, Leaps
 from deadcheck.locating import Locator, Samples, Seen
 from deadcheck.operators import Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
@@ -68,6 +70,8 @@ class _Batch:
     suspects: Suspects = field(default_factory=Suspects)
     ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
     """The exception being handled around the scan, if any: not one of the model's."""
+    caller: FrameType | None = None
+    """The frame that runs the model."""
 
 
 class Probe:
@@ -98,6 +102,7 @@ class Probe:
         self.warnings: dict[str, str] = {}
         self._names, self._aliases = module_names(model)
         self._follow = Follower(model, self._names)
+        self._leaps = Leaps()
         self._roster = Roster(self._aliases)
         self._locator = Locator(self._roster, unit_axes)
         self._root = self
@@ -152,6 +157,7 @@ class Probe:
         fork.warnings, fork._skipped, fork._notes = {}, {}, {}
         fork._counters, fork._scratch, fork._forks = {}, {}, []
         fork._where, fork._locator, fork._follow = self._where.fork(), self._locator.fork(), self._follow.fork()
+        fork._leaps = self._leaps.fork()
         fork._batch = fork._failure = None
         fork._seconds = 0.0
         fork._mode, fork._exit = _Mode(fork), ExitStack()
@@ -174,14 +180,19 @@ class Probe:
 
         The last ``padding`` of them are run and not counted.
         """
-        self._batch = _Batch(Samples(samples, samples - padding, first_sample))
+        caller = sys._getframe(2)  # above contextlib's
+        self._batch = _Batch(Samples(samples, samples - padding, first_sample), caller=caller)
         self.passes += 1
         self._failure = None
         self._where.start()
+        self._leaps.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         try:
             with torch.no_grad(), self._mode:
-                yield
+                try:
+                    yield
+                finally:
+                    self._watch_again()  # an interrupt comes past every hook
             with self.aside():
                 for counter in self._counters.values():
                     counter.finish_batch(first_sample)
@@ -267,9 +278,15 @@ class Probe:
             probe._leave_module(module, args, output)
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
-        if self._batch is not None:
+        batch = self._batch
+        if batch is not None:
             self._where.enter(module)
-            if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
+            if type(module) in LAYERS and not batch.is_autocast:
+                started = time.perf_counter()
+                if self._leaps.begin(module, args, self._follow):
+                    self._look_away()
+                self._seconds += time.perf_counter() - started
+            elif isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
                 self._check_time(args[0] if args else None)
 
     def _check_time(self, source: Any) -> None:
@@ -283,15 +300,32 @@ class Probe:
                 "which everything was counted; transpose the data if that is not what you mean",
             )
 
+    def _look_away(self) -> None:
+        """Let torch run operators without coming to Python for each, unless somebody else wants to see them."""
+        top = _pop_mode() if torch._C._len_torch_dispatch_stack() else None
+        if top is not self._mode:
+            if top is not None:
+                _push_mode(top)
+            self._leaps.start()
+
+    def _watch_again(self) -> None:
+        if self._leaps.running is not None:
+            _push_mode(self._mode)
+            self._leaps.running = None
+
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._batch is None or not self._where.is_in(module):
             return
+        leap = self._leaps.running
+        self._watch_again()
         raised = sys.exc_info()[1]
         if raised is not None and raised is not self._batch.ambient:
             running = self._where.module  # not "or": a module without parts is false
             self._failure = self._failure or (self._where.path, module if running is None else running)
         elif type(module) in activations.GATED:
             self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
+        else:
+            self._leaps.end(module, leap, output, self._follow)
         self._where.leave(module)
 
     def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
@@ -500,12 +534,14 @@ class Probe:
         return counter
 
     def _place(self) -> int:
-        """Return a number for the place in the code from which an activation was called."""
+        """Return a number for the place in the code of the model from which an activation was called."""
+        assert self._batch is not None
+        caller = self._batch.caller
         place = self._where.place.number if self._where.place is not None else 0
         frame = sys._getframe(3)
         while frame is not None:
             place = hash((place, id(frame.f_code), frame.f_lasti))
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back if frame is not caller else None  # type: ignore[assignment]
         return place
 
     def _after(self, output: Any) -> None:

@@ -110,6 +110,19 @@ class Steps:
         self._at += 1
         self.serial = step.serial
 
+    def is_at(self, count: int, step: Step) -> bool:
+        """Tell whether the pass before, as far as it is repeated, did this step as its ``count``-th."""
+        return count <= len(self._steps) and self._steps[count - 1] is step
+
+    def go_on(self, count: int, step: Step) -> None:
+        """Go on by all steps up to the ``count``-th, which is this one."""
+        self._at = count
+        self.serial = step.serial
+
+    def since(self, count: int) -> Sequence[Step]:
+        """Return the steps of this pass that came after so many."""
+        return self._steps[count : self._at]
+
     @property
     def last(self) -> Step:
         """The step that was taken last."""

@@ -364,7 +364,7 @@ class Timed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.now[0] += 2.0
-        return F.gelu(self.layer(x))
+        return F.gelu(self.layer(x) * 2)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,11 @@ class Timed(nn.Module):
         ("deadcheck.stats.SiteCounter.see_output", 2.5),
         ("deadcheck.stats.SiteCounter.finish_batch", 2.5),
         ("deadcheck.boundary.OutputWatch.see", 2.5),
-        ("deadcheck.follower.Follower.repeats", 5.0),  # of two operators a pass: the transposed weight, and the product
+        ("deadcheck.leaps.Leaps.begin", 2.5),
+        (
+            "deadcheck.follower.Follower.repeats",
+            3.5,
+        ),  # of the product in each pass, and in the first of the layer's two
     ],
 )
 def test_the_time_of_counting_is_told_apart(what: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +406,7 @@ def test_the_time_of_counting_is_that_of_all_threads(threads: list[str], monkeyp
     together, alone = both_ways(network(), torch.randn(96, 1, 8, 8), monkeypatch)
 
     assert any(name.startswith("deadcheck") for name in threads)
-    assert together.measurement.spent.counting >= alone.measurement.spent.counting - 10 > 100
+    assert together.measurement.spent.counting >= alone.measurement.spent.counting - 10 > 50
 
 
 def test_side_by_side_the_two_add_up_to_the_time_of_the_reader(threads: list[str]) -> None:

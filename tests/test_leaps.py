@@ -1,0 +1,207 @@
+"""Layers that run unwatched, once it is known what they do, change no count and no site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import deadcheck
+from deadcheck.errors import ForwardError
+from deadcheck.leaps import Leaps
+from deadcheck.probe import Probe
+from tests.test_no_trace import fingerprint
+
+X = torch.randn(40, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+class Network(nn.Module):
+    """Two convolutions and a head; what a test changes from pass to pass is done in ``meddle``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.one, self.norm, self.two = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2)
+        self.pool, self.flat, self.head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6)
+        self.spare = nn.Parameter(torch.randn(6, 8))
+        self.calls = 0
+
+    def meddle(self, x: Tensor) -> None:
+        """Do nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.meddle(x)
+        x = torch.relu(self.norm(self.one(x)))
+        return F.gelu(self.head(self.flat(self.pool(F.relu(self.two(x))))))
+
+
+class Strides(Network):
+    def meddle(self, x: Tensor) -> None:
+        self.one.stride = (1 + self.calls % 2,) * 2
+
+
+class Regroups(Network):
+    """The output has the same shape, and another meaning: two channels of a group of their own, or of all."""
+
+    def meddle(self, x: Tensor) -> None:
+        groups = 2 if self.calls % 3 else 1
+        self.two.groups = groups
+        self.two.weight = nn.Parameter(self.two.weight.detach()[:, :4].repeat(1, 2 // groups, 1, 1))
+
+
+class Swaps(Network):
+    def meddle(self, x: Tensor) -> None:
+        if self.calls == 3:
+            self.head.weight = self.spare
+
+
+class Hooked(Network):
+    """From the third pass on the output of a layer goes through a ReLU that a hook runs."""
+
+    def meddle(self, x: Tensor) -> None:
+        if self.calls == 3:
+            self.one.register_forward_hook(lambda layer, args, output: torch.relu(output))
+
+
+class Patched(Network):
+    def meddle(self, x: Tensor) -> None:
+        if self.calls == 3:
+            forward = self.one.forward
+            self.one.forward = lambda x: torch.relu(forward(x))
+
+
+class RectifiedConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x))
+
+
+class Subclassed(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = RectifiedConv(3, 8, 3)
+
+
+class Backwards(Network):
+    """Turns round the order of its layers with the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = torch.relu(self.norm(self.one(x)))
+        layers = (self.pool, self.flat) if self.calls % 2 else (self.flat, nn.Unflatten(1, x.shape[1:]), self.pool)
+        for layer in layers:
+            x = layer(x)
+        return F.gelu(self.head(x.flatten(1)))
+
+
+class Tanhs(TorchDispatchMode):
+    """Gives every product a tanh that the model does not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        return torch.tanh(output) if func is torch.ops.aten.addmm.default else output
+
+
+class Opens(Network):
+    """Runs its head under a mode of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flat(self.pool(torch.relu(self.norm(self.one(x)))))
+        with Tanhs():
+            return self.head(x)
+
+
+KINDS = [Network, Strides, Regroups, Swaps, Hooked, Patched, Subclassed, Backwards, Opens]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_is_that_of_a_scan_that_watches_everything(
+    kind: type[Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leapt = deadcheck.scan(kind(), X, batch_size=6)
+    monkeypatch.setattr(Leaps, "begin", lambda *args: False)
+    watched = deadcheck.scan(kind(), X, batch_size=6)
+
+    assert [site.stats.site for site in leapt] == [site.stats.site for site in watched]
+    assert all(a.stats.equals(b.stats) for a, b in zip(leapt, watched, strict=True))
+    assert leapt.measurement.skipped == watched.measurement.skipped
+
+
+def operators(model: nn.Module, passes: int, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return the operators of which the probe was told, pass by pass."""
+    told: list[list[str]] = []
+    dispatch = Probe.dispatch
+
+    def noted(self: Probe, func: Any, args: Any, kwargs: Any) -> Any:
+        told[-1].append(func.overloadpacket.__name__)
+        return dispatch(self, func, args, kwargs)
+
+    monkeypatch.setattr(Probe, "dispatch", noted)
+    with Probe(model.eval()) as probe:
+        for _ in range(passes):
+            told.append([])
+            with probe.batch((X,), {}, samples=len(X), first_sample=0):
+                model(X)
+    return told
+
+
+def test_a_layer_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *later = operators(Network(), 4, monkeypatch)
+
+    assert {"convolution", "native_batch_norm", "addmm"} <= set(first)
+    assert not [name for names in later for name in names if name in ("convolution", "native_batch_norm", "addmm")]
+    assert all("gelu" in names and "relu" in names for names in later)
+
+
+def test_a_layer_with_a_hook_or_a_forward_of_its_own_is_watched_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Hooked, Patched):
+        *_, last = operators(kind(), 5, monkeypatch)
+        assert last.count("convolution") == 1, kind
+
+
+def test_other_peoples_hooks_on_all_modules_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: torch.tanh(output) if isinstance(module, nn.Conv2d) else None
+    )
+    try:
+        diagnosis = deadcheck.scan(Network(), X, batch_size=6)
+    finally:
+        handle.remove()
+
+    assert [site.stats.samples for site in diagnosis if "tanh" in site.key] == [len(X), len(X)]
+
+
+def interrupting(error: type[BaseException]) -> Callable[..., None]:
+    def run(*args: Any) -> None:
+        raise error("stopped")
+
+    return run
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_in_an_unwatched_layer_leaves_nothing_behind(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Network().eval()
+    before = fingerprint(model)
+    forward, times = nn.Conv2d._conv_forward, []
+
+    def failing(self: nn.Conv2d, *args: Any) -> Tensor:
+        times.append(torch._C._len_torch_dispatch_stack())
+        if len(times) == 6:
+            raise error("stopped")
+        return forward(self, *args)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", failing)
+    with pytest.raises(ForwardError if error is ValueError else error, match="stopped"):
+        deadcheck.scan(model, X, batch_size=6)
+
+    assert times == [1, 1, 0, 0, 0, 0]
+    assert torch._C._len_torch_dispatch_stack() == 0
+    model.calls = 0
+    assert fingerprint(model) == before
