@@ -17,8 +17,11 @@
 #define INFINITE 0x7f800000 /* key of +inf; that of -inf is -INFINITE - 1 */
 #define BLOCK 4096
 #define LANES 16
-#define CHUNK 256
-#define TILE 64
+#define GROUP 16          /* units whose rows are counted by turns */
+#define CHUNK 128
+#define TILE 256          /* rows of a tile at most, */
+#define TILE_LEAST 64     /* and at least */
+#define TILE_VALUES 65536 /* values on as many pages as a tile is to stand on */
 #define ROW 4096
 #define WORTH_SHARING (1 << 16) /* values; fewer are counted before another thread has woken up */
 
@@ -30,8 +33,10 @@
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
+#define KEEP_LOOP _Pragma("GCC unroll 1") /* so that it becomes one of vectors, and not of single values put together */
 #else
 #define INLINE static __forceinline
+#define KEEP_LOOP
 #endif
 
 typedef Py_ssize_t Size;
@@ -73,11 +78,19 @@ INLINE float float_of(int32_t bits) {
 #define LESSER(a, b) ((b) < (a) ? (b) : (a))
 #define GREATER(a, b) ((b) > (a) ? (b) : (a))
 
-/* Counts of LANES values side by side. */
+/* Counts of LANES values side by side: of one unit, or of as many units. */
 typedef struct {
     int32_t low[LANES], high[LANES], positive[LANES], zeros[LANES], flat[LANES];
     float sum[LANES], abs_sum[LANES], square_sum[LANES];
 } Lanes;
+
+INLINE void clear(Lanes *lanes) {
+    memset(lanes, 0, sizeof *lanes);
+    for (int lane = 0; lane < LANES; lane++) {
+        lanes->low[lane] = INT32_MAX;
+        lanes->high[lane] = INT32_MIN;
+    }
+}
 
 /* Count a value if `counts` is 1; if it is 0, the value is one that was counted before. */
 INLINE void see(Lanes *lanes, int lane, int32_t bits, int counts, const Counts *c, int kind) {
@@ -95,27 +108,38 @@ INLINE void see(Lanes *lanes, int lane, int32_t bits, int counts, const Counts *
     if (kind == OUTPUT) lanes->abs_sum[lane] += float_of(bits & 0x7fffffff & -counts);
 }
 
-/* The sums of x and its square, over a row that is in the cache by now. */
-INLINE void add_plain(const int32_t *x, Size n, double *sum, double *square_sum) {
-    for (Size start = 0; start < n; start += BLOCK) {
-        const Size stop = n - start < BLOCK ? n : start + BLOCK;
-        float s[LANES] = {0}, q[LANES] = {0};
-        Size i = start;
-        for (; i + LANES <= stop; i += LANES)
-            for (int lane = 0; lane < LANES; lane++) {
-                const float value = float_of(x[i + lane]);
-                s[lane] += value;
-                q[lane] += value * value;
-            }
-        for (int lane = 0; i < stop; i++, lane++) {
-            s[lane] += float_of(x[i]);
-            q[lane] += float_of(x[i]) * float_of(x[i]);
-        }
-        FOLD(s, ADD)
-        FOLD(q, ADD)
-        *sum += s[0];
-        *square_sum += q[0];
+/* Count `n` times LANES values, `step` apart. */
+INLINE void see_all(Lanes *lanes, const int32_t *x, Size n, Size step, const Counts *c, int kind) {
+    for (Size i = 0; i < n; i++, x += step)
+        for (int lane = 0; lane < LANES; lane++) see(lanes, lane, x[lane], 1, c, kind);
+}
+
+/* Begin a part of what `lanes` count, whose extremes and flat values are asked for by themselves. */
+INLINE void begin_part(Lanes *part, const Lanes *lanes, int kind) {
+    for (int lane = 0; lane < LANES; lane++) part->low[lane] = INT32_MAX;
+    for (int lane = 0; lane < LANES; lane++) part->high[lane] = INT32_MIN;
+    if (kind == INPUT || kind == SQUASHED) memset(part->flat, 0, sizeof part->flat);
+    if (kind != OUTPUT) memcpy(part->positive, lanes->positive, sizeof part->positive);
+    if (kind == OUTPUT) memcpy(part->zeros, lanes->zeros, sizeof part->zeros);
+    if (kind == OUTPUT) memcpy(part->abs_sum, lanes->abs_sum, sizeof part->abs_sum);
+    if (kind == OUTPUT || kind == RECTIFIER) memcpy(part->sum, lanes->sum, sizeof part->sum);
+    if (kind == OUTPUT || kind == RECTIFIER) memcpy(part->square_sum, lanes->square_sum, sizeof part->square_sum);
+}
+
+INLINE void end_part(Lanes *lanes, const Lanes *part, int kind) {
+    KEEP_LOOP
+    for (int lane = 0; lane < LANES; lane++) lanes->low[lane] = LESSER(lanes->low[lane], part->low[lane]);
+    KEEP_LOOP
+    for (int lane = 0; lane < LANES; lane++) lanes->high[lane] = GREATER(lanes->high[lane], part->high[lane]);
+    if (kind == INPUT || kind == SQUASHED) {
+        KEEP_LOOP
+        for (int lane = 0; lane < LANES; lane++) lanes->flat[lane] += part->flat[lane];
     }
+    if (kind != OUTPUT) memcpy(lanes->positive, part->positive, sizeof part->positive);
+    if (kind == OUTPUT) memcpy(lanes->zeros, part->zeros, sizeof part->zeros);
+    if (kind == OUTPUT) memcpy(lanes->abs_sum, part->abs_sum, sizeof part->abs_sum);
+    if (kind == OUTPUT || kind == RECTIFIER) memcpy(lanes->sum, part->sum, sizeof part->sum);
+    if (kind == OUTPUT || kind == RECTIFIER) memcpy(lanes->square_sum, part->square_sum, sizeof part->square_sum);
 }
 
 static int is_finite(double value) { return value - value == 0; }
@@ -149,182 +173,291 @@ static void count_carefully(const int32_t *x, Size n, Size step, Size row, Size 
 
 /* Write max(x, 0) as torch does: -0 and NaN stay as they are. */
 INLINE void rectify(const int32_t *x, int32_t *out, Size n) {
-    for (Size i = 0; i < n; i++) {
-        const int32_t bits = x[i];
-        out[i] = (key_of(bits) >= -1) | ((bits & 0x7fffffff) > INFINITE) ? bits : 0;
-    }
+    for (Size i = 0; i < n; i++) /* negative from just below 0 down to infinity */
+        out[i] = (uint32_t)x[i] - 0x80000001u < INFINITE ? 0 : x[i];
 }
 
-/* One row of `n` values of a single unit. */
-INLINE void count_row(const int32_t *x, Size n, Size unit, Size at, Size units, const Counts *c, int kind) {
-    int32_t low = INT32_MAX, high = INT32_MIN;
-    int64_t positive = 0, zeros = 0, flat = 0;
-    double sum = 0, abs_sum = 0, square_sum = 0, plain_sum = 0, plain_square_sum = 0;
-    for (Size start = 0; start < n; start += BLOCK) {
-        const Size stop = n - start < BLOCK ? n : start + BLOCK;
-        Lanes lanes = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+/* The sums of `n` values and of their squares. */
+INLINE void add_plain(const int32_t *x, Size n, double *sum, double *square_sum) {
+    double s[LANES] = {0}, q[LANES] = {0};
+    Size i = 0;
+    for (; i + LANES <= n; i += LANES)
         for (int lane = 0; lane < LANES; lane++) {
-            lanes.low[lane] = INT32_MAX;
-            lanes.high[lane] = INT32_MIN;
+            const double value = float_of(x[i + lane]);
+            s[lane] += value;
+            q[lane] += value * value;
         }
-        Size i = start;
-        for (; i + LANES <= stop; i += LANES)
-            for (int lane = 0; lane < LANES; lane++) see(&lanes, lane, x[i + lane], 1, c, kind);
-        if (i < stop) {
-            int32_t tail[LANES];
-            for (int lane = 0; lane < LANES; lane++) tail[lane] = x[start];
-            memcpy(tail, x + i, (size_t)(stop - i) * sizeof *x);
-            for (int lane = 0; lane < LANES; lane++) see(&lanes, lane, tail[lane], lane < stop - i, c, kind);
-        }
-        FOLD(lanes.low, LESSER)
-        FOLD(lanes.high, GREATER)
-        low = LESSER(low, lanes.low[0]);
-        high = GREATER(high, lanes.high[0]);
-        if (kind != OUTPUT) {
-            FOLD(lanes.positive, ADD)
-            positive += lanes.positive[0];
-        } else {
-            FOLD(lanes.zeros, ADD)
-            FOLD(lanes.abs_sum, ADD)
-            zeros += lanes.zeros[0];
-            abs_sum += lanes.abs_sum[0];
-        }
-        if (kind == INPUT || kind == SQUASHED) {
-            FOLD(lanes.flat, ADD)
-            flat += lanes.flat[0];
-        } else {
-            FOLD(lanes.sum, ADD)
-            FOLD(lanes.square_sum, ADD)
-            sum += lanes.sum[0];
-            square_sum += lanes.square_sum[0];
-        }
+    for (; i < n; i++) {
+        const double value = float_of(x[i]);
+        s[0] += value;
+        q[0] += value * value;
     }
-    if (c->silent && c->silent[unit]) add_plain(x, n, &plain_sum, &plain_square_sum);
-    if (kind == RECTIFIER && !(low > -INFINITE - 1 && high < INFINITE && is_finite(square_sum + plain_square_sum))) {
-        count_carefully(x, n, 1, at / units * n, n, unit, units, c);
-    } else {
-        c->low[unit] = LESSER(c->low[unit], low);
-        c->high[unit] = GREATER(c->high[unit], high);
-        c->positive[unit] += positive;
-        c->zeros[unit] += zeros;
-        c->flat[unit] += flat;
-        c->sum[unit] += sum;
-        c->abs_sum[unit] += abs_sum;
-        c->square_sum[unit] += square_sum;
-        c->plain_sum[unit] += plain_sum;
-        c->plain_square_sum[unit] += plain_square_sum;
-        if (c->on) c->on[at] |= kind == SQUASHED ? flat < n : high > c->border_on;
-    }
-    if (kind == RECTIFIER && c->out) rectify(x, c->out + at * n, n);
+    FOLD(s, ADD)
+    FOLD(q, ADD)
+    *sum += s[0];
+    *square_sum += q[0];
 }
 
-/* Values ordered (samples, units, positions); units from `first` to before `end`. */
+/* Bring what was told of each lane down to one, two lanes at a time. */
+INLINE int32_t either(const int32_t *told) {
+    uint64_t pairs[LANES / 2];
+    memcpy(pairs, told, sizeof pairs);
+    uint64_t pair = 0;
+    for (int i = 0; i < LANES / 2; i++) pair |= pairs[i];
+    return (int32_t)(pair | pair >> 32);
+}
+
+/* Up to BLOCK values of a unit, as a part of `lanes`. Return whether one of a RECTIFIER's is not finite; then nothing was
+ * counted. `end` is the end of the memory. */
+INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *end, uint8_t *on, const Counts *c, int kind) {
+    const Size whole = n / LANES;
+    const int32_t *rest = x + whole * LANES;
+    const int left = (int)(n - whole * LANES);
+    Lanes part;
+    begin_part(&part, lanes, kind);
+    see_all(&part, x, whole, LANES, c, kind);
+    if (left > 0) {
+        int32_t copy[LANES];
+        const int32_t fill = *rest;
+        if (end - rest < LANES) { /* else what stands beyond is read and not used */
+            memcpy(copy, rest, (size_t)left * sizeof *rest);
+            rest = copy;
+        }
+        for (int lane = 0; lane < LANES; lane++) {
+            const int32_t counts = lane < left;
+            see(&part, lane, (rest[lane] & -counts) | (fill & (counts - 1)), counts, c, kind);
+        }
+    }
+    int32_t told[LANES];
+    KEEP_LOOP
+    for (int lane = 0; lane < LANES; lane++) {
+        const int32_t is_on = kind == SQUASHED ? part.flat[lane] < (int)whole + (lane < left) : part.high[lane] > c->border_on;
+        const int32_t is_bad = (part.low[lane] <= -INFINITE - 1) | (part.high[lane] >= INFINITE);
+        told[lane] = is_on | (kind == RECTIFIER ? is_bad << 1 : 0);
+    }
+    const int32_t any = either(told);
+    if (any & 2) return 1;
+    if (on) *on |= any & 1;
+    end_part(lanes, &part, kind);
+    return 0;
+}
+
+/* Where the pieces are into which a row is cut. */
+typedef struct {
+    Size sample, start, n;
+} Piece;
+
+INLINE Piece piece_at(Size number, Size positions) {
+    const Size per_row = (positions + BLOCK - 1) / BLOCK, start = number % per_row * BLOCK;
+    const Piece piece = {number / per_row, start, positions - start < BLOCK ? positions - start : BLOCK};
+    return piece;
+}
+
+/* Add what the pieces from `from` to before `to` of a unit were counted as. */
+INLINE void add_pieces(Lanes *lanes, const int32_t *x, Size units, Size positions, Size unit, Size from, Size to,
+                       const Counts *c, int kind) {
+    FOLD(lanes->low, LESSER)
+    FOLD(lanes->high, GREATER)
+    c->low[unit] = LESSER(c->low[unit], lanes->low[0]);
+    c->high[unit] = GREATER(c->high[unit], lanes->high[0]);
+    if (kind == OUTPUT) {
+        FOLD(lanes->zeros, ADD)
+        FOLD(lanes->abs_sum, ADD)
+        c->zeros[unit] += lanes->zeros[0];
+        c->abs_sum[unit] += lanes->abs_sum[0];
+    } else {
+        FOLD(lanes->positive, ADD)
+        c->positive[unit] += lanes->positive[0];
+    }
+    if (kind == INPUT || kind == SQUASHED) {
+        FOLD(lanes->flat, ADD)
+        c->flat[unit] += lanes->flat[0];
+    } else {
+        FOLD(lanes->sum, ADD)
+        FOLD(lanes->square_sum, ADD)
+        double sum = lanes->sum[0], square_sum = lanes->square_sum[0];
+        if (kind == RECTIFIER && !is_finite(square_sum)) { /* squares beyond a float; positive values are still there */
+            sum = square_sum = 0;
+            for (Size number = from; number < to; number++) {
+                const Piece piece = piece_at(number, positions);
+                const int32_t *row = x + (piece.sample * units + unit) * positions + piece.start;
+                for (Size i = 0; i < piece.n; i++) {
+                    const double value = row[i] > 0 ? float_of(row[i]) : 0;
+                    sum += value;
+                    square_sum += value * value;
+                }
+            }
+        }
+        c->sum[unit] += sum;
+        c->square_sum[unit] += square_sum;
+    }
+    clear(lanes);
+}
+
+/* Values ordered (samples, units, positions); units from `first` to before `end`. A few units at a time, whose lanes go on
+ * from sample to sample and are brought down to one when they have seen BLOCK values. */
 INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end, const Counts *c,
                        int kind) {
-    for (Size sample = 0; sample < samples; sample++)
-        for (Size unit = first; unit < end; unit++) {
-            const Size at = sample * units + unit;
-            count_row(x + at * positions, positions, unit, at, units, c, kind);
+    const int32_t *memory_end = x + samples * units * positions;
+    const Size per_row = (positions + BLOCK - 1) / BLOCK;
+    const int is_short = positions * GROUP <= BLOCK; /* all rows of a turn are still in the cache when it ends */
+    Lanes lanes[GROUP];
+    Size from[GROUP]; /* the first piece that the lanes hold */
+    for (Size left = first; left < end; left += GROUP) {
+        const Size width = end - left < GROUP ? end - left : GROUP;
+        for (Size i = 0; i < width; i++) {
+            clear(&lanes[i]);
+            from[i] = 0;
         }
+        for (Size sample = 0, seen = 0; sample < samples; sample++) {
+            const int is_full = seen > 0 && seen + positions > BLOCK;
+            seen = is_full ? positions : seen + positions;
+            for (Size i = 0; i < width; i++) {
+                const Size unit = left + i, at = sample * units + unit;
+                for (Size start = 0; start < positions; start += BLOCK) {
+                    const Size n = positions - start < BLOCK ? positions - start : BLOCK;
+                    const Size number = sample * per_row + start / BLOCK;
+                    const int32_t *values = x + at * positions + start;
+                    if (is_full || start > 0) {
+                        add_pieces(&lanes[i], x, units, positions, unit, from[i], number, c, kind);
+                        from[i] = number;
+                    }
+                    if (count_piece(&lanes[i], values, n, memory_end, c->on ? c->on + at : NULL, c, kind)) {
+                        add_pieces(&lanes[i], x, units, positions, unit, from[i], number, c, kind);
+                        from[i] = number + 1;
+                        count_carefully(values, n, 1, sample * positions + start, positions, unit, units, c);
+                    } else if (c->silent && c->silent[unit]) {
+                        add_plain(values, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
+                    }
+                    if (kind == RECTIFIER && c->out && !is_short) rectify(values, c->out + at * positions + start, n);
+                }
+            }
+            if (kind == RECTIFIER && c->out && is_short) {
+                const Size at = (sample * units + left) * positions;
+                rectify(x + at, c->out + at, width * positions);
+            }
+        }
+        for (Size i = 0; i < width; i++)
+            add_pieces(&lanes[i], x, units, positions, left + i, from[i], samples * per_row, c, kind);
+    }
 }
 
-/* `height` rows from row `top` on, of `width` units from unit `first` on. */
-INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, Size width, Size units, Size positions,
-                       const Counts *c, int kind) {
-    int32_t low[CHUNK], high[CHUNK], peak[CHUNK], positive[CHUNK], zeros[CHUNK], flat[CHUNK], inside[CHUNK];
-    float s[CHUNK], a[CHUNK], q[CHUNK];
-    for (Size i = 0; i < width; i++) {
-        low[i] = INT32_MAX;
-        high[i] = peak[i] = INT32_MIN;
-        positive[i] = zeros[i] = flat[i] = inside[i] = 0;
-        s[i] = a[i] = q[i] = 0;
+/* Add lanes of units from `first` on to their counts. */
+INLINE void add_units(const Lanes *lanes, Size first, int width, const Counts *c, int kind) {
+    for (int i = 0; i < width; i++) c->low[first + i] = LESSER(c->low[first + i], lanes->low[i]);
+    for (int i = 0; i < width; i++) c->high[first + i] = GREATER(c->high[first + i], lanes->high[i]);
+    if (kind == OUTPUT) {
+        for (int i = 0; i < width; i++) c->zeros[first + i] += lanes->zeros[i];
+        for (int i = 0; i < width; i++) c->abs_sum[first + i] += lanes->abs_sum[i];
+    } else {
+        for (int i = 0; i < width; i++) c->positive[first + i] += lanes->positive[i];
     }
-    const int32_t *row = x;
-    for (Size r = 0; r < height; r++, row += units) {
-        for (Size i = 0; i < width; i++) {
-            const int32_t bits = row[i];
-            const int32_t key = key_of(bits);
-            low[i] = LESSER(low[i], key);
-            peak[i] = GREATER(peak[i], key);
-            if (kind != OUTPUT) positive[i] += key > 0;
-            if (kind == OUTPUT) zeros[i] += (bits & 0x7fffffff) == 0;
-            if (kind == INPUT || kind == SQUASHED) {
-                const int32_t is_flat = (key <= c->border_low) | (key >= c->border_high);
-                flat[i] += is_flat;
-                if (kind == SQUASHED) inside[i] |= !is_flat;
-            }
-            if (kind == RECTIFIER || kind == OUTPUT) {
-                const float value = float_of(kind == RECTIFIER ? (key > 0 ? bits : 0) : bits);
-                s[i] += value;
-                q[i] += value * value;
-            }
-            if (kind == OUTPUT) a[i] += float_of(bits & 0x7fffffff);
-        }
-        if (c->on && positions == 1) {
-            uint8_t *on = c->on + (top + r) * units + first;
-            for (Size i = 0; i < width; i++) {
-                const int32_t key = key_of(row[i]);
-                on[i] |= kind == SQUASHED ? (key > c->border_low) & (key < c->border_high)
-                                          : (key > c->border_on) & (key <= INFINITE);
-            }
-        } else if (c->on && (r == height - 1 || (top + r + 1) % positions == 0)) { /* the last row of a sample here */
-            uint8_t *on = c->on + (top + r) / positions * units + first;
-            for (Size i = 0; i < width; i++)
-                on[i] |= kind == SQUASHED ? inside[i] : (peak[i] > c->border_on) & (peak[i] <= INFINITE);
-            for (Size i = 0; i < width; i++) {
-                high[i] = GREATER(high[i], peak[i]);
-                peak[i] = INT32_MIN;
-                inside[i] = 0;
-            }
-        }
+    if (kind == INPUT || kind == SQUASHED) {
+        for (int i = 0; i < width; i++) c->flat[first + i] += lanes->flat[i];
+    } else {
+        for (int i = 0; i < width; i++) c->sum[first + i] += lanes->sum[i];
+        for (int i = 0; i < width; i++) c->square_sum[first + i] += lanes->square_sum[i];
     }
-    float plain[CHUNK], plain_squares[CHUNK];
-    int any_silent = 0;
-    for (Size i = 0; i < width; i++) {
-        plain[i] = plain_squares[i] = 0;
-        any_silent |= c->silent && c->silent[first + i];
-    }
-    row = x;
-    for (Size r = 0; any_silent && r < height; r++, row += units) /* the tile is in the cache by now */
-        for (Size i = 0; i < width; i++) {
-            plain[i] += float_of(row[i]);
-            plain_squares[i] += float_of(row[i]) * float_of(row[i]);
-        }
-    for (Size i = 0; i < width; i++) {
+}
+
+/* Count a tile of a RECTIFIER unit by unit, as in some the values are not finite or their squares beyond a float. */
+static void add_one_by_one(const Lanes *lanes, const int32_t *x, Size top, Size height, Size first, int width, Size units,
+                           Size positions, const Counts *c) {
+    for (int i = 0; i < width; i++) {
         const Size unit = first + i;
-        const int32_t top_key = GREATER(high[i], peak[i]);
-        const int is_silent = any_silent && c->silent[unit];
-        if (kind == RECTIFIER && !(low[i] > -INFINITE - 1 && top_key < INFINITE && is_finite(q[i]) &&
-                                   (!is_silent || is_finite(plain_squares[i])))) {
+        const int is_silent = c->silent && c->silent[unit];
+        if (is_silent || lanes->low[i] <= -INFINITE - 1 || lanes->high[i] >= INFINITE || !is_finite(lanes->square_sum[i])) {
             count_carefully(x + i, height, units, top, positions, unit, units, c);
             continue;
         }
-        c->low[unit] = LESSER(c->low[unit], low[i]);
-        c->high[unit] = GREATER(c->high[unit], top_key);
-        c->positive[unit] += positive[i];
-        c->zeros[unit] += zeros[i];
-        c->flat[unit] += flat[i];
-        c->sum[unit] += s[i];
-        c->abs_sum[unit] += a[i];
-        c->square_sum[unit] += q[i];
-        if (is_silent) {
-            c->plain_sum[unit] += plain[i];
-            c->plain_square_sum[unit] += plain_squares[i];
-        }
+        c->low[unit] = LESSER(c->low[unit], lanes->low[i]);
+        c->high[unit] = GREATER(c->high[unit], lanes->high[i]);
+        c->positive[unit] += lanes->positive[i];
+        c->sum[unit] += lanes->sum[i];
+        c->square_sum[unit] += lanes->square_sum[i];
     }
-    if (kind == RECTIFIER && c->out)
-        for (Size r = 0; r < height; r++) rectify(x + r * units, c->out + (top + r) * units + first, width);
 }
 
-/* Values ordered (samples, positions, units): TILE rows of CHUNK units at a time. The counts of a chunk stay in the
- * first-level cache, and the rows of a tile on few enough pages for the processor to remember where they are. */
+/* `height` rows from row `top` on, of `width` units from unit `first` on, a lane for each. */
+INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, int width, Size units, Size positions,
+                       const Counts *c, int kind) {
+    int32_t packed[TILE * LANES];
+    const int32_t *from = x;
+    Size step = units;
+    if (width < LANES) {
+        for (Size r = 0; r < height; r++)
+            for (int lane = 0; lane < LANES; lane++) packed[r * LANES + lane] = x[r * units + (lane < width ? lane : 0)];
+        from = packed;
+        step = LANES;
+    }
+    Lanes lanes;
+    clear(&lanes);
+    if (positions == 1 || c->on == NULL)
+        see_all(&lanes, from, height, step, c, kind);
+    else
+        for (Size r = 0, stop; r < height; r = stop) { /* the rows of one sample */
+            const Size sample = (top + r) / positions, next = (sample + 1) * positions - top;
+            stop = next < height ? next : height;
+            Lanes part;
+            begin_part(&part, &lanes, kind);
+            see_all(&part, from + r * step, stop - r, step, c, kind);
+            uint8_t *on = c->on + sample * units + first;
+            for (int i = 0; i < width; i++)
+                on[i] |= kind == SQUASHED ? part.flat[i] < stop - r : (part.high[i] > c->border_on) & (part.high[i] <= INFINITE);
+            end_part(&lanes, &part, kind);
+        }
+    int any_bad = 0, any_silent = 0;
+    for (int lane = 0; lane < LANES && kind == RECTIFIER; lane++)
+        any_bad |= (lanes.low[lane] <= -INFINITE - 1) | (lanes.high[lane] >= INFINITE) | !is_finite(lanes.square_sum[lane]);
+    for (int i = 0; i < width && c->silent; i++) any_silent |= c->silent[first + i];
+    if (any_bad) {
+        add_one_by_one(&lanes, x, top, height, first, width, units, positions, c);
+        return;
+    }
+    if (width == LANES)
+        add_units(&lanes, first, LANES, c, kind);
+    else
+        add_units(&lanes, first, width, c, kind);
+    if (any_silent) {
+        double s[LANES] = {0}, q[LANES] = {0};
+        for (Size r = 0; r < height; r++)
+            for (int lane = 0; lane < LANES; lane++) {
+                const double value = float_of(from[r * step + lane]);
+                s[lane] += value;
+                q[lane] += value * value;
+            }
+        for (int i = 0; i < width; i++) {
+            c->plain_sum[first + i] += c->silent[first + i] ? s[i] : 0;
+            c->plain_square_sum[first + i] += c->silent[first + i] ? q[i] : 0;
+        }
+    }
+}
+
+/* Values ordered (samples, positions, units): a tile of LANES units at a time, whose rows stand on few enough pages for
+ * the processor to remember where they are. What is done value by value is done to CHUNK units, in the cache by then. */
 INLINE void count_columns(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end,
                           const Counts *c, int kind) {
-    const Size rows = samples * positions;
-    for (Size top = 0; top < rows; top += TILE)
-        for (Size left = first; left < end; left += CHUNK)
-            count_tile(x + top * units + left, top, rows - top < TILE ? rows - top : TILE, left,
-                       end - left < CHUNK ? end - left : CHUNK, units, positions, c, kind);
+    const Size rows = samples * positions, fit = TILE_VALUES / units;
+    const Size tile = fit < TILE_LEAST ? TILE_LEAST : fit < TILE ? fit : TILE;
+    for (Size top = 0; top < rows; top += tile)
+        for (Size left = first; left < end; left += CHUNK) {
+            const Size height = rows - top < tile ? rows - top : tile, width = end - left < CHUNK ? end - left : CHUNK;
+            const Size at = top * units + left;
+            for (Size i = 0; i < width; i += LANES)
+                count_tile(x + at + i, top, height, left + i, width - i < LANES ? (int)(width - i) : LANES, units, positions,
+                           c, kind);
+            for (Size r = 0; r < height && positions == 1 && c->on; r++) {
+                const int32_t *row = x + at + r * units;
+                uint8_t *on = c->on + at + r * units;
+                for (Size i = 0; i < width; i++) {
+                    const int32_t key = key_of(row[i]);
+                    on[i] |= kind == SQUASHED ? (key > c->border_low) & (key < c->border_high)
+                                              : (key > c->border_on) & (key <= INFINITE);
+                }
+            }
+            for (Size r = 0; r < height && kind == RECTIFIER && c->out; r++)
+                rectify(x + at + r * units, c->out + at + r * units, width);
+        }
 }
 
 /* One function per kind and order, and per set of vector instructions. */
