@@ -20,7 +20,7 @@ def encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *rest: Any) -> Te
      widen, widen_bias, narrow, narrow_bias, mask, mask_type) = (*rest, None, None)[:17]  # fmt: skip
 
     def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return F.layer_norm(x, (embed_dim,), scale, shift, eps)
+        return torch.native_layer_norm(x, (embed_dim,), scale, shift, eps)[0]
 
     x = norm(src, scale1, shift1) if norm_first else src
     layer = (embed_dim, num_heads, qkv, qkv_bias, out, out_bias)
