@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -35,8 +35,11 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-LONG = 96
-"""Batches from which on it is worth trying: the trial takes the time of two, and may end in a no."""
+LONG = 32
+"""Batches from which on it is worth trying: the trial takes the time of one, and may end in a no."""
+
+SLOW = 0.04
+"""Seconds of a forward pass from which on it is worth it: two quick passes wait for one another's Python."""
 
 KEEP_EVERY = 20.0
 """Seconds between two writes of a checkpoint."""
@@ -197,10 +200,12 @@ class Passes:
         for first in islice(work, 1):
             is_candidate = probe.watch is None and self._is_long(batches, course)
             spare = copy.deepcopy(first) if is_candidate else None  # a model may write into what it is given
-            randomness = Randomness()
+            randomness, started = Randomness(), time.monotonic()
             self._forward(first, probe)
+            is_slow = time.monotonic() - started >= SLOW
             done(first)
-            if spare is not None and not randomness.moved() and not held.differs():
+            leaves_alone = not (self._writes_inputs or randomness.moved() or held.differs())
+            if spare is not None and is_slow and leaves_alone:
                 # Closed whatever happens: no batch may run on while the model is put back as it was.
                 with closing(self._side_by_side(work, spare, probe, course.keep)) as pieces:
                     for piece in pieces:
@@ -281,57 +286,87 @@ class Passes:
     def _side_by_side(
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
     ) -> Generator[_Piece, None, None]:
-        """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done.
-
-        An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
-        once more on half the threads, and if anything at all is different, no batch is run like that.
-        """
+        """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done."""
         threads = torch.get_num_threads()
         half = threads // _SIDE_BY_SIDE
-        with threads_of(half):
-            with probe.fork() as again:
-                self._forward(first, again, watch=False)
-            if not probe.agrees_with(again):
-                return
-            forks = [probe.fork() for _ in range(_SIDE_BY_SIDE)]
-            free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
-            for fork in forks:
-                probe.adopt(fork)
+        clock = _Clock()
+        running: deque[Future[_Piece]] = deque()
+        free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
+
+        def run(piece: _Piece) -> _Piece:
+            fork = free.get()
+            try:
+                self._run_in_thread(piece, fork, half)
+                return piece
+            finally:
                 free.put(fork)
 
-            def run(piece: _Piece) -> _Piece:
-                torch.set_num_threads(half)  # a number of each thread's own
-                fork = free.get()
-                try:
-                    with fork:
-                        self._forward(piece, fork)
-                    return piece
-                finally:
+        with threads_of(half), ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
+            try:
+                second = next(work, None)
+                if second is None:
+                    return
+                tried = self._tried(pool, first, second, probe, half)
+                if tried is None:
+                    with threads_of(threads):
+                        self._forward(second, probe)
+                    yield second
+                    return
+                for fork in (tried, probe.fork()):
+                    probe.adopt(fork)
                     free.put(fork)
+                yield second
+                for piece in _after(running, work):
+                    if piece.shapes == first.shapes:
+                        running.append(pool.submit(run, piece))
+                        if len(running) > _SIDE_BY_SIDE:
+                            yield running.popleft().result()
+                    else:  # it was not tried with these
+                        yield from _drained(running)
+                        with threads_of(threads):
+                            self._forward(piece, probe)
+                        yield piece
+                    if piece.ends_batch and clock.is_due():
+                        yield from _drained(running)
+                        keep(probe)
+                yield from _drained(running)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-            clock = _Clock()
-            running: deque[Future[_Piece]] = deque()
-            with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
-                try:
-                    for piece in _after(running, work):
-                        if piece.shapes == first.shapes:
-                            running.append(pool.submit(run, piece))
-                            if len(running) > _SIDE_BY_SIDE:
-                                yield running.popleft().result()
-                        else:  # it was not tried with these
-                            yield from _drained(running)
-                            with threads_of(threads):
-                                self._forward(piece, probe)
-                            yield piece
-                        if piece.ends_batch and clock.is_due():
-                            yield from _drained(running)
-                            keep(probe)
-                    yield from _drained(running)
-                finally:
-                    pool.shutdown(cancel_futures=True)
+    def _tried(self, pool: Executor, first: _Piece, second: _Piece, probe: Probe, threads: int) -> Probe | None:
+        """Return the fork that counted the second batch, run beside the first; None where it is not to count.
 
-    def _forward(self, piece: _Piece, probe: Probe, *, watch: bool = True) -> None:
-        """Run one forward pass, and watch what comes out."""
+        An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
+        once more, and as soon as anything at all is different, no batch is run like that.
+        """
+        if second.shapes != first.shapes:
+            return None
+        again, ahead = probe.fork(repeats=probe), probe.fork()
+        repeated = pool.submit(self._run_in_thread, first, again, threads, watch=False)
+        guessed = pool.submit(self._run_in_thread, copy.deepcopy(second), ahead, threads, watch=False)
+        if repeated.exception() is not None:
+            ahead.stop()
+        if guessed.exception() is not None or repeated.exception() is not None:
+            return None  # an error that is the model's own comes again
+        if self._writes_inputs or repeated.result()[0] < SLOW or not probe.agrees_with(again):
+            return None
+        self._see_output(guessed.result()[1], second.rows, probe)
+        return ahead
+
+    def _run_in_thread(self, piece: _Piece, fork: Probe, threads: int, *, watch: bool = True) -> tuple[float, Any]:
+        """Run one forward pass in a thread of its own, and return how long it took and what came out."""
+        torch.set_num_threads(threads)  # a number of each thread's own
+        started = time.monotonic()
+        with fork:
+            output = self._forward(piece, fork, watch=watch)
+        return time.monotonic() - started, output
+
+    def _see_output(self, output: Any, rows: int, probe: Probe) -> None:
+        with probe.aside(), self._lock:
+            self.outputs.see(output, samples=rows)
+
+    def _forward(self, piece: _Piece, probe: Probe, *, watch: bool = True) -> Any:
+        """Run one forward pass, watch what comes out, and return it."""
         batch, rows, first_sample, _ = piece
         args, kwargs, padding = batch.args, batch.kwargs, rows - batch.samples
         versions = piece.versions
@@ -340,9 +375,9 @@ class Passes:
             with self.float_type.autocast(), counted:
                 output = self.entry(*args, **kwargs)
                 if watch:
-                    with probe.aside(), self._lock:
-                        self.outputs.see(output, samples=rows)
+                    self._see_output(output, rows, probe)
             self._writes_inputs |= versions != piece.versions
+            return output
         except DeadcheckError:
             raise
         except Exception as error:  # the model's own code runs here, and may raise anything

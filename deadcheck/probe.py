@@ -74,6 +74,10 @@ class _Batch:
     """The frame that runs the model."""
 
 
+class Stopped(BaseException):
+    """Ends a forward pass whose outcome is of no use any more; no model catches it by ``except Exception``."""
+
+
 class Probe:
     """Context manager that measures every activation of ``model`` while its forward passes run inside ``batch()``.
 
@@ -121,6 +125,8 @@ class Probe:
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
         self._exit = ExitStack()
+        self._repeats: Probe | None = None
+        self._is_stopped = False
         self._writes_relu = kernel.is_built() and kernel.writes_relu()
 
     def __enter__(self) -> Probe:
@@ -151,9 +157,13 @@ class Probe:
         finally:
             _running.probe = before
 
-    def fork(self) -> Probe:
-        """Return a probe of the same scan for another thread; enter it there, and adopt it in the end."""
+    def fork(self, *, repeats: Probe | None = None) -> Probe:
+        """Return a probe of the same scan for another thread; enter it there, and adopt it in the end.
+
+        One that ``repeats`` what another counted so far raises Stopped where it counts anything else.
+        """
         fork = copy.copy(self)
+        fork._repeats, fork._is_stopped = repeats, False
         fork.warnings, fork._skipped, fork._notes = {}, {}, {}
         fork._counters, fork._scratch, fork._forks = {}, {}, []
         fork._where, fork._locator, fork._follow = self._where.fork(), self._locator.fork(), self._follow.fork()
@@ -166,6 +176,10 @@ class Probe:
     def adopt(self, fork: Probe) -> None:
         """Take what a fork counted for this probe's own."""
         self._forks.append(fork)
+
+    def stop(self) -> None:
+        """Have the pass that runs raise Stopped at its next activation."""
+        self._is_stopped = True
 
     def agrees_with(self, other: Probe) -> bool:
         """Tell whether another probe of this scan counted the very same, to the last bit."""
@@ -496,6 +510,8 @@ class Probe:
         """Find the site that this activation call belongs to, and the order in which to count its values."""
         batch = self._batch
         assert batch is not None
+        if self._is_stopped or (self._repeats is not None and batch.met and not self._repeats_still(batch.met[-1][0])):
+            raise Stopped
         path, place = self._where.path, self._place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
         step = self._follow.steps.before(signature)
@@ -512,6 +528,12 @@ class Probe:
         self._follow.steps.take(step)
         batch.met.append((seen, place))
         return seen
+
+    def _repeats_still(self, seen: Seen) -> bool:
+        """Tell whether what was counted last may come out as it did before."""
+        assert self._repeats is not None
+        before = self._repeats._counters.get(seen.record)
+        return before is not None and self._counters[seen.record].may_become(before)
 
     def _hold_roster(self) -> None:
         """Keep the roster to this thread until the batch ends, and tell it what it missed."""

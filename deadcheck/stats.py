@@ -196,6 +196,12 @@ class SiteCounter:
                 self._counts["flat"] += zeros
                 self._see_on(h.without_nan(0.0).absolute().per_sample(torch.amax) > 0, rows)
 
+    def may_become(self, other: SiteCounter) -> bool:
+        """Tell whether a first batch may yet come out as another counter's did: only a look, for equality is of all."""
+        if self.observations != other.observations or self._batch_sums.shape != other._sums.shape:
+            return True
+        return np.array_equal(self._batch_sums.numpy(), other._sums.numpy(), equal_nan=True)
+
     def finish_batch(self, first_sample: int) -> None:
         """Close a forward pass whose first sample has this index in the data."""
         self._settle_sums()

@@ -230,6 +230,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     before, forward = torch.get_num_threads(), passes.Passes._forward
     torch.set_num_threads(2)
     monkeypatch.setattr(passes, "LONG", 8)
+    monkeypatch.setattr(passes, "SLOW", 0.0)
     beside: list[bool] = []
 
     def noted(run: passes.Passes, piece: object, probe: object, **kwargs: object) -> None:

@@ -161,6 +161,7 @@ def test_a_failure_side_by_side_is_counted_once(monkeypatch: pytest.MonkeyPatch)
 
     model = Full()
     monkeypatch.setattr(passes, "LONG", 8)
+    monkeypatch.setattr(passes, "SLOW", 0.0)
     monkeypatch.setattr(passes.Passes, "_forward", noted)
     loaded = open_live(model)
 

@@ -128,6 +128,7 @@ def test_an_interrupted_scan_goes_on_to_the_same_end(
 def test_a_scan_side_by_side_is_kept_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(passes, "LONG", 8)
+    monkeypatch.setattr(passes, "SLOW", 0.0)
     path, seen = tmp_path / "scan.part", []
 
     def watch(done: int, total: int | None) -> None:
