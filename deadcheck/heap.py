@@ -6,7 +6,7 @@ import ctypes
 import sys
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h of glibc
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def keep_freed_memory() -> None:
@@ -20,3 +20,4 @@ def keep_freed_memory() -> None:
             library = ctypes.CDLL(None)
             library.mallopt(_MMAP_MAX, 0)
             library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            library.mallopt(_ARENA_MAX, 1)  # or each thread keeps memory of its own, in pieces that are handed back

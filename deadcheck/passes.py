@@ -35,11 +35,14 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-LONG = 32
+LONG = 64
 """Batches from which on it is worth trying: the trial takes the time of one, and may end in a no."""
 
 SLOW = 0.04
-"""Seconds of a forward pass from which on it is worth it: two quick passes wait for one another's Python."""
+"""Seconds of a forward pass from which on it is worth trying: two quick passes wait for one another's Python."""
+
+GAIN = 0.97
+"""Share of the time of two batches, one after the other, in which two have to run side by side to go on like that."""
 
 KEEP_EVERY = 20.0
 """Seconds between two writes of a checkpoint."""
@@ -200,12 +203,11 @@ class Passes:
         for first in islice(work, 1):
             is_candidate = probe.watch is None and self._is_long(batches, course)
             spare = copy.deepcopy(first) if is_candidate else None  # a model may write into what it is given
-            randomness, started = Randomness(), time.monotonic()
+            randomness = Randomness()
             self._forward(first, probe)
-            is_slow = time.monotonic() - started >= SLOW
             done(first)
             leaves_alone = not (self._writes_inputs or randomness.moved() or held.differs())
-            if spare is not None and is_slow and leaves_alone:
+            if spare is not None and leaves_alone:
                 # Closed whatever happens: no batch may run on while the model is put back as it was.
                 with closing(self._side_by_side(work, spare, probe, course.keep)) as pieces:
                     for piece in pieces:
@@ -286,12 +288,78 @@ class Passes:
     def _side_by_side(
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
     ) -> Generator[_Piece, None, None]:
-        """Run batches two at a time, each on half the threads; yield each piece when it and all before it are done."""
+        """Run batches two at a time if it is right and faster; yield each piece when it and all before it are done."""
+        with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
+            try:
+                fork = yield from self._trial(pool, work, first, probe)
+                if fork is not None:
+                    other = probe.fork()
+                    probe.adopt(other)
+                    yield from self._in_pairs(pool, work, first.shapes, probe, (fork, other), keep)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _trial(
+        self, pool: Executor, work: Iterator[_Piece], first: _Piece, probe: Probe
+    ) -> Generator[_Piece, None, Probe | None]:
+        """Run the second batch on all threads, and the third beside the first once more, on half of them each.
+
+        Return the fork that counted the third, to go on with, if every bit was as before and it took less time.
+        """
+        second = next(work, None)
+        if second is None:
+            return None
+        started = time.monotonic()
+        self._forward(second, probe)
+        alone = time.monotonic() - started
+        yield second
+        third = next(work, None) if alone >= SLOW else None
+        if third is None:
+            return None
+        started = time.monotonic()
+        fork = self._tried(pool, first, third, probe) if first.shapes == second.shapes == third.shapes else None
+        took = time.monotonic() - started
+        if fork is None:
+            self._forward(third, probe)
+        else:
+            probe.adopt(fork)
+        yield third
+        return fork if took < _SIDE_BY_SIDE * alone * GAIN else None
+
+    def _tried(self, pool: Executor, first: _Piece, third: _Piece, probe: Probe) -> Probe | None:
+        """Return the fork that counted the third batch, run beside the first; None where it is not to count.
+
+        An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
+        once more, and as soon as anything at all is different, no batch is run like that.
+        """
+        half = torch.get_num_threads() // _SIDE_BY_SIDE
+        again, ahead = probe.fork(repeats=probe), probe.fork()
+        with threads_of(half):
+            repeated = pool.submit(self._run_in_thread, first, again, half, watch=False)
+            guessed = pool.submit(self._run_in_thread, copy.deepcopy(third), ahead, half, watch=False)
+            if repeated.exception() is not None:
+                ahead.stop()
+            if guessed.exception() is not None or repeated.exception() is not None:
+                return None  # an error that is the model's own comes again
+        if self._writes_inputs or not probe.agrees_with(again):
+            return None
+        self._see_output(guessed.result(), third.rows, probe)
+        return ahead
+
+    def _in_pairs(
+        self,
+        pool: Executor,
+        work: Iterator[_Piece],
+        shapes: list[torch.Size],
+        probe: Probe,
+        forks: tuple[Probe, ...],
+        keep: Callable[[Probe], None],
+    ) -> Generator[_Piece, None, None]:
         threads = torch.get_num_threads()
-        half = threads // _SIDE_BY_SIDE
-        clock = _Clock()
-        running: deque[Future[_Piece]] = deque()
+        half = threads // len(forks)
         free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
+        for fork in forks:
+            free.put(fork)
 
         def run(piece: _Piece) -> _Piece:
             fork = free.get()
@@ -301,65 +369,28 @@ class Passes:
             finally:
                 free.put(fork)
 
-        with threads_of(half), ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
-            try:
-                second = next(work, None)
-                if second is None:
-                    return
-                tried = self._tried(pool, first, second, probe, half)
-                if tried is None:
+        clock = _Clock()
+        running: deque[Future[_Piece]] = deque()
+        with threads_of(half):
+            for piece in _after(running, work):
+                if piece.shapes == shapes:
+                    running.append(pool.submit(run, piece))
+                    if len(running) > len(forks):
+                        yield running.popleft().result()
+                else:  # it was not tried with these
+                    yield from _drained(running)
                     with threads_of(threads):
-                        self._forward(second, probe)
-                    yield second
-                    return
-                for fork in (tried, probe.fork()):
-                    probe.adopt(fork)
-                    free.put(fork)
-                yield second
-                for piece in _after(running, work):
-                    if piece.shapes == first.shapes:
-                        running.append(pool.submit(run, piece))
-                        if len(running) > _SIDE_BY_SIDE:
-                            yield running.popleft().result()
-                    else:  # it was not tried with these
-                        yield from _drained(running)
-                        with threads_of(threads):
-                            self._forward(piece, probe)
-                        yield piece
-                    if piece.ends_batch and clock.is_due():
-                        yield from _drained(running)
-                        keep(probe)
-                yield from _drained(running)
-            finally:
-                pool.shutdown(cancel_futures=True)
+                        self._forward(piece, probe)
+                    yield piece
+                if piece.ends_batch and clock.is_due():
+                    yield from _drained(running)
+                    keep(probe)
+            yield from _drained(running)
 
-    def _tried(self, pool: Executor, first: _Piece, second: _Piece, probe: Probe, threads: int) -> Probe | None:
-        """Return the fork that counted the second batch, run beside the first; None where it is not to count.
-
-        An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
-        once more, and as soon as anything at all is different, no batch is run like that.
-        """
-        if second.shapes != first.shapes:
-            return None
-        again, ahead = probe.fork(repeats=probe), probe.fork()
-        repeated = pool.submit(self._run_in_thread, first, again, threads, watch=False)
-        guessed = pool.submit(self._run_in_thread, copy.deepcopy(second), ahead, threads, watch=False)
-        if repeated.exception() is not None:
-            ahead.stop()
-        if guessed.exception() is not None or repeated.exception() is not None:
-            return None  # an error that is the model's own comes again
-        if self._writes_inputs or repeated.result()[0] < SLOW or not probe.agrees_with(again):
-            return None
-        self._see_output(guessed.result()[1], second.rows, probe)
-        return ahead
-
-    def _run_in_thread(self, piece: _Piece, fork: Probe, threads: int, *, watch: bool = True) -> tuple[float, Any]:
-        """Run one forward pass in a thread of its own, and return how long it took and what came out."""
+    def _run_in_thread(self, piece: _Piece, fork: Probe, threads: int, *, watch: bool = True) -> Any:
         torch.set_num_threads(threads)  # a number of each thread's own
-        started = time.monotonic()
         with fork:
-            output = self._forward(piece, fork, watch=watch)
-        return time.monotonic() - started, output
+            return self._forward(piece, fork, watch=watch)
 
     def _see_output(self, output: Any, rows: int, probe: Probe) -> None:
         with probe.aside(), self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -231,6 +232,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     torch.set_num_threads(2)
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     beside: list[bool] = []
 
     def noted(run: passes.Passes, piece: object, probe: object, **kwargs: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -162,6 +163,7 @@ def test_a_failure_side_by_side_is_counted_once(monkeypatch: pytest.MonkeyPatch)
     model = Full()
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     monkeypatch.setattr(passes.Passes, "_forward", noted)
     loaded = open_live(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,6 +130,7 @@ def test_a_scan_side_by_side_is_kept_and_resumed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(passes, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     path, seen = tmp_path / "scan.part", []
 
     def watch(done: int, total: int | None) -> None:
