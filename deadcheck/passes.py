@@ -35,14 +35,17 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-LONG = 64
-"""Batches from which on it is worth trying: the trial takes the time of one, and may end in a no."""
+LONG = 128
+"""Batches from which on it is worth trying: the trial takes the time of two, and may end in a no."""
 
 SLOW = 0.04
 """Seconds of a forward pass from which on it is worth trying: two quick passes wait for one another's Python."""
 
 GAIN = 0.97
-"""Share of the time of two batches, one after the other, in which two have to run side by side to go on like that."""
+"""Share of the time that batches take one after the other in which they have to run side by side to go on like that."""
+
+_WARM, _FEW = 4, 8
+"""Batches after which the time is taken, since each thread has things to set up, and over how many."""
 
 KEEP_EVERY = 20.0
 """Seconds between two writes of a checkpoint."""
@@ -203,11 +206,12 @@ class Passes:
         for first in islice(work, 1):
             is_candidate = probe.watch is None and self._is_long(batches, course)
             spare = copy.deepcopy(first) if is_candidate else None  # a model may write into what it is given
-            randomness = Randomness()
+            randomness, started = Randomness(), time.monotonic()
             self._forward(first, probe)
+            is_slow = time.monotonic() - started >= SLOW
             done(first)
             leaves_alone = not (self._writes_inputs or randomness.moved() or held.differs())
-            if spare is not None and leaves_alone:
+            if spare is not None and is_slow and leaves_alone:
                 # Closed whatever happens: no batch may run on while the model is put back as it was.
                 with closing(self._side_by_side(work, spare, probe, course.keep)) as pieces:
                     for piece in pieces:
@@ -291,43 +295,27 @@ class Passes:
         """Run batches two at a time if it is right and faster; yield each piece when it and all before it are done."""
         with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
             try:
-                fork = yield from self._trial(pool, work, first, probe)
-                if fork is not None:
-                    other = probe.fork()
-                    probe.adopt(other)
-                    yield from self._in_pairs(pool, work, first.shapes, probe, (fork, other), keep)
+                for second in islice(work, 1):
+                    fork = self._tried(pool, first, second, probe) if second.shapes == first.shapes else None
+                    if fork is None:
+                        self._forward(second, probe)
+                        yield second
+                        return
+                    forks = fork, probe.fork()
+                    for fork in forks:
+                        probe.adopt(fork)
+                    yield second
+                for third in islice(work, 1):
+                    started = time.monotonic()
+                    self._forward(third, probe)
+                    alone = time.monotonic() - started
+                    yield third
+                    yield from self._in_pairs(pool, work, first.shapes, probe, forks, keep, alone)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _trial(
-        self, pool: Executor, work: Iterator[_Piece], first: _Piece, probe: Probe
-    ) -> Generator[_Piece, None, Probe | None]:
-        """Run the second batch on all threads, and the third beside the first once more, on half of them each.
-
-        Return the fork that counted the third, to go on with, if every bit was as before and it took less time.
-        """
-        second = next(work, None)
-        if second is None:
-            return None
-        started = time.monotonic()
-        self._forward(second, probe)
-        alone = time.monotonic() - started
-        yield second
-        third = next(work, None) if alone >= SLOW else None
-        if third is None:
-            return None
-        started = time.monotonic()
-        fork = self._tried(pool, first, third, probe) if first.shapes == second.shapes == third.shapes else None
-        took = time.monotonic() - started
-        if fork is None:
-            self._forward(third, probe)
-        else:
-            probe.adopt(fork)
-        yield third
-        return fork if took < _SIDE_BY_SIDE * alone * GAIN else None
-
-    def _tried(self, pool: Executor, first: _Piece, third: _Piece, probe: Probe) -> Probe | None:
-        """Return the fork that counted the third batch, run beside the first; None where it is not to count.
+    def _tried(self, pool: Executor, first: _Piece, second: _Piece, probe: Probe) -> Probe | None:
+        """Return the fork that counted the second batch, run beside the first; None where it is not to count.
 
         An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
         once more, and as soon as anything at all is different, no batch is run like that.
@@ -336,14 +324,14 @@ class Passes:
         again, ahead = probe.fork(repeats=probe), probe.fork()
         with threads_of(half):
             repeated = pool.submit(self._run_in_thread, first, again, half, watch=False)
-            guessed = pool.submit(self._run_in_thread, copy.deepcopy(third), ahead, half, watch=False)
+            guessed = pool.submit(self._run_in_thread, copy.deepcopy(second), ahead, half, watch=False)
             if repeated.exception() is not None:
                 ahead.stop()
             if guessed.exception() is not None or repeated.exception() is not None:
                 return None  # an error that is the model's own comes again
         if self._writes_inputs or not probe.agrees_with(again):
             return None
-        self._see_output(guessed.result(), third.rows, probe)
+        self._see_output(guessed.result(), second.rows, probe)
         return ahead
 
     def _in_pairs(
@@ -354,7 +342,9 @@ class Passes:
         probe: Probe,
         forks: tuple[Probe, ...],
         keep: Callable[[Probe], None],
+        alone: float,
     ) -> Generator[_Piece, None, None]:
+        """Run the batches that have these shapes two at a time, unless the first few take no less time than alone."""
         threads = torch.get_num_threads()
         half = threads // len(forks)
         free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
@@ -369,15 +359,19 @@ class Passes:
             finally:
                 free.put(fork)
 
-        clock = _Clock()
+        clock, is_faster, started = _Clock(), True, 0.0
         running: deque[Future[_Piece]] = deque()
         with threads_of(half):
-            for piece in _after(running, work):
-                if piece.shapes == shapes:
+            for number, piece in enumerate(_after(running, work)):
+                if piece.shapes == shapes and is_faster:
                     running.append(pool.submit(run, piece))
                     if len(running) > len(forks):
                         yield running.popleft().result()
-                else:  # it was not tried with these
+                    if number == _WARM:
+                        started = time.monotonic()
+                    elif number == _WARM + _FEW:
+                        is_faster = time.monotonic() - started < _FEW * alone * GAIN
+                else:  # with these shapes it was not tried
                     yield from _drained(running)
                     with threads_of(threads):
                         self._forward(piece, probe)

@@ -156,7 +156,7 @@ def test_side_by_side_counts_the_very_same(samples: int, threads: list[str], mon
     together, alone = both_ways(model, torch.randn(samples, 1, 8, 8), monkeypatch)
 
     assert_equal(together, alone)
-    assert any(name.startswith("deadcheck") for name in threads)
+    assert sum(name.startswith("deadcheck") for name in threads) >= 6, "all but the first and the third"
 
 
 class Deep(nn.Module):
@@ -188,7 +188,7 @@ def test_a_trial_ends_where_it_first_differs(threads: list[str], monkeypatch: py
     in_trial = [depth for name, depth in DEPTHS if name.startswith("deadcheck")]
 
     assert in_trial.count(1) >= 1
-    assert in_trial.count(3) <= 1, "that of the pass that was not compared"
+    assert in_trial.count(5) <= 1, "that of the pass that was not compared"
     assert sum(name == "MainThread" for name, _ in DEPTHS) == 12 * 5
 
 
@@ -218,10 +218,10 @@ def test_two_that_take_longer_than_one_after_the_other_are_not_run_again(
     threads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes, "GAIN", 0.0)
-    together, alone = both_ways(network(), torch.randn(96, 1, 8, 8), monkeypatch)
+    together, alone = both_ways(network(), torch.randn(256, 1, 8, 8), monkeypatch)
 
     assert_equal(together, alone)
-    assert sum(name.startswith("deadcheck") for name in threads) == 2, "the trial"
+    assert sum(name.startswith("deadcheck") for name in threads) == 2 + 13, "the trial, and a few of 32"
 
 
 def test_sites_met_on_the_way_are_the_same_sites(threads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
