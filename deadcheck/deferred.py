@@ -80,11 +80,6 @@ class DeferredCounter(SiteCounter):
         self._first_fired = torch.where(newly, on.byte().argmax(0) + first_sample, self._first_fired)
         self._unfired = self._unfired & ~newly
 
-    @property
-    def _may_settle(self) -> bool:  # type: ignore[override]
-        # To drop units is to ask which, so it is done ever more rarely: after batch 1, 2, 4, 8, …
-        return self.batches & (self.batches - 1) == 0
-
     def _total(self, values: Tensor, like: Ordered) -> Tensor:
         return values.sum(_over(like), dtype=self._real)
 

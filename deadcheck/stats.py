@@ -222,8 +222,10 @@ class SiteCounter:
         if self.level == "verdict" and self.n_units and self._may_settle:
             self._settle_units()
 
-    _may_settle = True
-    """Whether units may be dropped after this batch."""
+    @property
+    def _may_settle(self) -> bool:
+        # To drop units is to ask which, so it is done ever more rarely: after batch 1, 2, 4, 8, …
+        return self.batches & (self.batches - 1) == 0
 
     def _fire(self, on: Tensor, first_sample: int) -> None:
         """Add a batch, shape (samples, units), to the samples fired."""
