@@ -293,29 +293,34 @@ class Passes:
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
     ) -> Generator[_Piece, None, None]:
         """Run batches two at a time if it is right and faster; yield each piece when it and all before it are done."""
+        own, alone = probe.fork(), 0.0
+        for second in islice(work, 1):
+            started = time.monotonic()
+            with own:
+                self._forward(second, own)
+            alone = time.monotonic() - started
+            yield second
+        third = next(work, None) if alone >= SLOW else None
         with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
             try:
-                for second in islice(work, 1):
-                    fork = self._tried(pool, first, second, probe) if second.shapes == first.shapes else None
-                    if fork is None:
-                        self._forward(second, probe)
-                        yield second
-                        return
-                    forks = fork, probe.fork()
-                    for fork in forks:
-                        probe.adopt(fork)
-                    yield second
-                for third in islice(work, 1):
-                    started = time.monotonic()
+                fork = None
+                if third is not None and third.shapes == first.shapes:
+                    fork = self._tried(pool, first, third, probe)
+                probe.adopt(own)  # not before: what is tried is compared with the first batch
+                if third is None:
+                    return
+                if fork is None:
                     self._forward(third, probe)
-                    alone = time.monotonic() - started
                     yield third
-                    yield from self._in_pairs(pool, work, first.shapes, probe, forks, keep, alone)
+                    return
+                probe.adopt(fork)
+                yield third
+                yield from self._in_pairs(pool, work, first.shapes, probe, (own, fork), keep, alone)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _tried(self, pool: Executor, first: _Piece, second: _Piece, probe: Probe) -> Probe | None:
-        """Return the fork that counted the second batch, run beside the first; None where it is not to count.
+    def _tried(self, pool: Executor, first: _Piece, third: _Piece, probe: Probe) -> Probe | None:
+        """Return the fork that counted the third batch, run beside the first; None where it is not to count.
 
         An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
         once more, and as soon as anything at all is different, no batch is run like that.
@@ -324,14 +329,14 @@ class Passes:
         again, ahead = probe.fork(repeats=probe), probe.fork()
         with threads_of(half):
             repeated = pool.submit(self._run_in_thread, first, again, half, watch=False)
-            guessed = pool.submit(self._run_in_thread, copy.deepcopy(second), ahead, half, watch=False)
+            guessed = pool.submit(self._run_in_thread, copy.deepcopy(third), ahead, half, watch=False)
             if repeated.exception() is not None:
                 ahead.stop()
             if guessed.exception() is not None or repeated.exception() is not None:
                 return None  # an error that is the model's own comes again
         if self._writes_inputs or not probe.agrees_with(again):
             return None
-        self._see_output(guessed.result(), second.rows, probe)
+        self._see_output(guessed.result(), third.rows, probe)
         return ahead
 
     def _in_pairs(
