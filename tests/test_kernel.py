@@ -1,0 +1,126 @@
+"""The compiled kernel at the sizes where its loops begin and end, against NumPy in double precision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deadcheck import kernel
+
+pytestmark = pytest.mark.skipif(not kernel.is_built(), reason="the kernel was not built here")
+
+ROWS = [
+    (samples, units, positions)
+    for positions in (2, 4, 15, 16, 17, 49, 255, 256, 257, 4095, 4096, 4097, 9000)
+    for samples, units in ((1, 1), (3, 17), (5, 35))
+    if samples * units * positions < 600_000
+]
+COLUMNS = [
+    (samples, units, positions)
+    for units in (1, 5, 16, 33, 127, 130, 300, 1030)
+    for samples, positions in ((1, 1), (70, 1), (3, 30), (2, 260))
+]
+SPOILED = [None, math.nan, math.inf, -math.inf, 3e38, -0.0]
+
+
+def values(samples: int, units: int, positions: int, spoilt: float | None) -> Tensor:
+    """Return numbers, a unit of negative ones in three, shape (samples, units, positions)."""
+    x = torch.randn(samples, units, positions, generator=torch.Generator().manual_seed(samples * units + positions))
+    x[:, ::3] = -x[:, ::3].abs()
+    if spoilt is not None:
+        x[-1, -1, -1] = x[0, 0, 0] = x[samples // 2, units // 2, positions // 2] = spoilt
+    return x
+
+
+def counted(x: Tensor, kind: kernel.Kind, *, units_last: bool, out: Tensor | None) -> tuple[bool, dict[str, Any]]:
+    """Count a tensor whose memory is in the order of its three axes."""
+    samples, units = x.shape[0], x.shape[2 if units_last else 1]
+    totals = {
+        name: torch.zeros(units, dtype=torch.int64 if name in kernel._COUNTS else torch.float64)
+        for name in kernel.TOTALS
+    }
+    for name, value in (("input_min", 1), ("output_min", 1), ("input_max", -1), ("output_max", -1)):
+        totals[name].fill_(value * math.inf)
+    on = torch.zeros(samples, units, dtype=torch.bool)
+    silent = torch.arange(units) % 2 == 0
+    done = kernel._counting.count(
+        kind, units_last, x.data_ptr(), samples, units, x.shape[1 if units_last else 2],
+        tuple(totals[name].data_ptr() for name in kernel.TOTALS),
+        silent.data_ptr(), on.data_ptr(), -0.5, 0.5, 0.0, 2, 0 if out is None else out.data_ptr(),
+    )  # fmt: skip
+    return done, {"on": on.numpy(), **{name: total.numpy() for name, total in totals.items()}}
+
+
+def expected(x: np.ndarray, kind: kernel.Kind) -> dict[str, Any]:
+    """Return what is to come out for (samples, units, positions) in double precision."""
+    axes = (0, 2)
+    number, finite = ~np.isnan(x), np.isfinite(x)
+    low = np.where(number, x, math.inf).min(axes)
+    high = np.where(number, x, -math.inf).max(axes)
+    if kind is kernel.Kind.OUTPUT:
+        return {
+            "zeros": (x == 0).sum(axes), "output_min": low, "output_max": high, "output_sum": x.sum(axes),
+            "output_abs_sum": np.abs(x).sum(axes), "output_square_sum": (x * x).sum(axes),
+        }  # fmt: skip
+    silent = np.arange(x.shape[1]) % 2 == 0
+    found = {
+        "positive": (x > 0).sum(axes), "input_min": low, "input_max": high, "on": (x > 0).any(2),
+        "silent_input_sum": np.where(silent, x.sum(axes), 0.0),
+        "silent_input_square_sum": np.where(silent, (x * x).sum(axes), 0.0),
+    }  # fmt: skip
+    if kind is kernel.Kind.RECTIFIER:
+        kept = np.where(finite & (x > 0), x, 0.0)
+        return found | {
+            "zeros": (x <= 0).sum(axes), "flat": (x <= 0).sum(axes), "nonfinite": (~finite).sum(axes),
+            "output_min": np.where(low <= high, np.maximum(low, 0), low),
+            "output_max": np.where(low <= high, np.maximum(high, 0), high),
+            "output_sum": kept.sum(axes), "output_square_sum": (kept * kept).sum(axes),
+        }  # fmt: skip
+    inside = (x > -0.5) & (x < 0.5)
+    found["flat"] = (~inside).sum(axes)
+    return found | ({"on": inside.any(2)} if kind is kernel.Kind.SQUASHED else {})
+
+
+@pytest.mark.parametrize("units_last", [False, True])
+def test_squares_beyond_a_float_are_summed_once_beside_a_row_that_is_not_finite(units_last: bool) -> None:
+    x = values(6, 5, 20, None)
+    x[1, 2, 3], x[4, 2, 7], x[2, 2, 1] = math.inf, 3e38, math.nan
+    laid = (x.transpose(1, 2) if units_last else x).clone(memory_format=torch.contiguous_format)
+
+    done, found = counted(laid, kernel.Kind.RECTIFIER, units_last=units_last, out=laid)
+
+    assert done
+    compare(found, expected(x.double().numpy(), kernel.Kind.RECTIFIER), (6, 5, 20))
+    assert found["output_square_sum"][2] == pytest.approx(9e76, rel=1e-6)
+
+
+@pytest.mark.parametrize("spoilt", SPOILED)
+@pytest.mark.parametrize("kind", list(kernel.Kind))
+@pytest.mark.parametrize("units_last", [False, True])
+def test_counts_are_those_of_numpy(kind: kernel.Kind, units_last: bool, spoilt: float | None) -> None:
+    for size in COLUMNS if units_last else ROWS:
+        x = values(*size, spoilt)
+        laid = (x.transpose(1, 2) if units_last else x).clone(memory_format=torch.contiguous_format)
+        before, rectifies = laid.clone(), kind is kernel.Kind.RECTIFIER
+        for out in (None, torch.empty_like(laid), laid) if rectifies else (None,):
+            done, found = counted(laid, kind, units_last=units_last, out=out)
+            if spoilt in (None, -0.0) or rectifies:
+                assert done
+                compare(found, expected(x.double().numpy(), kind), size)
+            else:
+                assert not done or spoilt == 3e38
+            if out is not None:
+                assert torch.equal(out.view(torch.int32), torch.relu(before).view(torch.int32)), size
+
+
+def compare(found: dict[str, Any], wanted: dict[str, Any], size: tuple[int, int, int]) -> None:
+    for name, value in wanted.items():
+        if "sum" in name:
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-3, err_msg=f"{name} of {size}")
+        else:
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{name} of {size}")
