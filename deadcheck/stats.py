@@ -241,9 +241,9 @@ class SiteCounter:
         """Ask the units no more whose verdict no sample can change."""
         least, most = self._extremes["input_min"], self._extremes["input_max"]
         done = settled(self.activation.family, self._fired, self._counts["flat"], self.observations, least, most)
-        # A ReLU that runs in the pass that counts it is cheaper than one that runs by itself beside a few units.
-        fuses = self._kernel is not None and self.activation.name == "relu"
-        if not bool(done.all() if fuses else done.any()):
+        # To pick units costs a copy of them, and a ReLU then runs by itself: of many, one pass over all is cheaper.
+        n_done, least_done = int(done.sum()), self.n_units - self.n_units // 8 if self._kernel is not None else 1
+        if n_done < least_done:
             return
         asked = torch.arange(self.n_all, device=self.device) if self._asked is None else self._asked
         for name, values in (("first_fired", self._first_fired), ("nonfinite", self._counts["nonfinite"])):
