@@ -57,7 +57,7 @@ typedef struct {
     double *sum, *abs_sum, *square_sum;   /* of x; of max(x, 0) for a RECTIFIER */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
     const uint8_t *silent;                /* units that have never fired; NULL to leave the plain sums out */
-    uint8_t *on;                          /* (samples, units): set to 1 where any x is on; NULL to leave it out */
+    uint8_t *on;                          /* (samples, units): 1 where any x is on, else 0; NULL to leave it out */
     int32_t *out; /* where a RECTIFIER writes its output, which may be its input; NULL to leave it out */
     int32_t border_low, border_high, border_on;
 } Counts;
@@ -596,6 +596,7 @@ static PyObject *count(PyObject *self, PyObject *args) {
     for (int i = 0; i < N_TOTALS; i++) address[i] = (void *)(uintptr_t)t[i];
     int finite = 1;
     Py_BEGIN_ALLOW_THREADS
+    if (c.on) memset(c.on, 0, (size_t)samples * n);
     for (size_t u = 0; u < n; u++) {
         c.low[u] = INT32_MAX;
         c.high[u] = INT32_MIN;

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deadcheck import flows, picks
 from deadcheck.calls import Call
 from deadcheck.layout import Feed, Flow, Known, Weight, fresh
-from deadcheck.steps import Inputs, Step, Steps, describe, form_of
+from deadcheck.steps import Form, Inputs, Step, Steps, describe, form_of
 from deadcheck.weights import memory_of, weights_of
 
 _OPERATOR_NAMES = {"addmm": "linear", "mm": "linear", "bmm": "linear", "_convolution": "convolution"}
@@ -67,6 +67,19 @@ class Follower:
         else:
             self._known[id(tensor)] = (weakref.ref(tensor), known)
 
+    def takes(self, form: Form, args: tuple[Any, ...]) -> bool:
+        """Tell whether the arguments of a call are those of a form, and the same is known of them."""
+        if tuple(map(type, args)) != form.types or args[form.n_before :] != form.rest:
+            return False
+        for place, value in form.between:
+            if args[place] != value:
+                return False
+        for place, known, shape in form.tensors:
+            tensor = args[place]
+            if self.look(tensor) is not known or tensor.shape != shape:
+                return False
+        return True
+
     def repeats(self, func: Any, path: str, args: tuple[Any, ...], output: Any) -> bool:
         """Tell whether an operator did what stood here in the pass before; if so, its outputs are known.
 
@@ -77,15 +90,8 @@ class Follower:
         form = None if step is None else step.form
         if step is None or form is None or form.func is not func or form.path != path:
             return False
-        if tuple(map(type, args)) != form.types or args[form.n_before :] != form.rest:
+        if not self.takes(form, args):
             return False
-        for place, value in form.between:
-            if args[place] != value:
-                return False
-        for place, known, shape in form.tensors:
-            tensor = args[place]
-            if self.look(tensor) is not known or tensor.shape != shape:
-                return False
         outputs = (output,) if isinstance(output, Tensor) else output
         if [tensor.shape for tensor in outputs] != form.shapes or (form.writes and output._base is not None):
             return False

@@ -85,26 +85,47 @@ class Kernel:
         else:
             self.input_kind = Kind.INPUT
 
-    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor, out: Tensor | None = None) -> bool:
-        """Count an input and mark in ``on``, shape (rows, units), what was on; if it cannot, False and nothing counted.
+    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
+        """Count an input and set ``on``, shape (rows, units), to what was on; if it cannot, return False.
 
-        Moments of the input are summed for the units that are ``unfired``. A rectifier also writes its output to
-        ``out``, whose memory is ordered as that of ``z``, or the same.
+        Moments of the input are summed for the units that are ``unfired``.
         """
-        silent, to = (0 if tensor is None else tensor.data_ptr() for tensor in (unfired, out))
-        return self._count(self.input_kind, z, silent, on.data_ptr(), to)
+        silent = 0 if unfired is None else unfired.data_ptr()
+        return self._count(self.input_kind, z, silent, on.data_ptr())
 
     def count_output(self, h: Ordered) -> bool:
         """Count an output; False, with nothing counted, if it cannot. A rectifier's was counted with its input."""
         return self.input_kind is Kind.RECTIFIER or self._count(Kind.OUTPUT, h, 0, 0)
 
-    def _count(self, kind: Kind, values: Ordered, silent: int, on: int, out: int = 0) -> bool:
+    def rectify(
+        self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, out: Tensor, *, units_last: bool
+    ) -> None:
+        """Count a rectifier's input, float32 and contiguous, as ``count_input`` does; write its output to ``out``.
+
+        ``z`` and ``out`` may be the same; their shape is (rows, units, positions), or (rows, positions, units).
+        """
+        _counting.count(
+            Kind.RECTIFIER,
+            units_last or positions == 1,  # the same memory, and rows of 1 are slow
+            z.data_ptr(),
+            rows,
+            self._n_units,
+            positions,
+            self._totals,
+            0 if unfired is None else unfired.data_ptr(),
+            on.data_ptr(),
+            *self._borders,
+            torch.get_num_threads(),
+            out.data_ptr(),
+        )
+
+    def _count(self, kind: Kind, values: Ordered, silent: int, on: int) -> bool:
         x = values.values
         n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
         if x.dtype != torch.float32 or n_units != self._n_units:
             return False
         address, totals = x.data_ptr(), self._totals
-        units_last = values.units_last or n_positions == 1  # the same memory, and rows of 1 are slow
+        units_last = values.units_last or n_positions == 1
         return _counting.count(
             kind,
             units_last,
@@ -117,7 +138,7 @@ class Kernel:
             on,
             *self._borders,
             torch.get_num_threads(),
-            out,
+            0,
         )
 
 

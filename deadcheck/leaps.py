@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from collections.abc import Sequence, ValuesView
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,11 @@ from torch.nn.modules import module as torch_module
 
 from deadcheck.follower import Follower
 from deadcheck.layout import Flow, Known
+from deadcheck.module_calls import is_only_watcher
 from deadcheck.steps import Step
 
 LAYERS: dict[type[nn.Module], Any] = {
-    layer: attrgetter("training", *layer.__constants__)
+    layer: itemgetter("training", *layer.__constants__)
     for layer in (
         nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
@@ -22,20 +24,29 @@ LAYERS: dict[type[nn.Module], Any] = {
         nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten,
     )
 }  # fmt: skip
-"""Layers that hold no activation and whose way depends on nothing but these attributes of theirs."""
+"""Layers that hold no activation, and what in their ``__dict__`` their way depends on, beside their tensors."""
+
+
+class Begun(NamedTuple):
+    """How a layer begins."""
+
+    layer: nn.Module
+    attributes: tuple[Any, ...]
+    parameters: tuple[Tensor | None, ...]
+    buffers: tuple[Tensor | None, ...]
+    source: Flow
+    """What is known of its input."""
+
+    shape: torch.Size
+    start: int
+    """Steps so far."""
 
 
 class Leap(NamedTuple):
     """What a layer did, from its first operator to its last."""
 
-    layer: nn.Module
-    attributes: Any
-    weights: list[Tensor | None]
-    source: Flow
-    """What was known of its input."""
-
-    shape: torch.Size
-    last: Step | None
+    begun: Begun
+    last: Step
     end: int
     """Steps so far when it ended; ``last`` is the one before."""
 
@@ -49,9 +60,6 @@ class Leaps:
     def __init__(self) -> None:
         self._known: dict[int, Leap] = {}
         """By the number of steps so far when the layer began."""
-        self._begun: tuple[int, Leap] | None = None
-        self.running: Leap | None = None
-        """The layer that runs unwatched, if one does."""
 
     def fork(self) -> Leaps:
         """Return one for another thread that runs the same model."""
@@ -59,56 +67,57 @@ class Leaps:
         fork._known = dict(self._known)
         return fork
 
-    def start(self) -> None:
-        """Begin a pass."""
-        self._begun = self.running = None
+    def find(self, layer: nn.Module, source: Any, follow: Follower) -> Leap | None:
+        """Return what one of the LAYERS is going to do, if that is known, so that it may run unwatched.
 
-    def begin(self, layer: nn.Module, args: Any, follow: Follower) -> bool:
-        """Tell whether one of the LAYERS that begins may run unwatched; if not, what it does is noted for next time."""
-        self._begun = None
-        if len(args) != 1 or type(args[0]) is not Tensor:
-            return False
-        source, at = follow.look(args[0]), follow.steps.count
-        if not isinstance(source, Flow) or not _is_as_made(layer):
-            return False
-        attributes, shape, weights = LAYERS[type(layer)](layer), args[0].shape, _weights(layer)
-        leap = self._known.get(at)
+        This runs before every layer, when the one before it has emptied the processor's caches: it is kept short.
+        """
+        leap = self._known.get(follow.steps.count)
+        if leap is None or type(source) is not Tensor:
+            return None
+        before, last, end, _ = leap
+        own = layer.__dict__
         if (
-            leap is not None
-            and leap.layer is layer
-            and leap.source is source
-            and leap.shape == shape
-            and leap.attributes == attributes
-            and list(map(id, leap.weights)) == list(map(id, weights))
-            and leap.last is not None
-            and follow.steps.is_at(leap.end, leap.last)
+            before.layer is layer
+            and before.source is follow.look(source)
+            and before.shape == source.shape
+            and follow.steps.is_at(end, last)
+            and before.attributes == LAYERS[type(layer)](own)
+            and _are_same(before.parameters, own["_parameters"].values())
+            and _are_same(before.buffers, own["_buffers"].values())
+            and _is_as_made(own)
         ):
-            self.running = leap
-            return True
-        if not layer.training:
-            self._begun = at, Leap(layer, attributes, weights, source, shape, None, at, None)
+            return leap
+        return None
+
+    def land(self, leap: Leap, output: Tensor, follow: Follower) -> None:
+        """Go on behind a layer that ran unwatched."""
+        follow.steps.go_on(leap.end, leap.last)
+        follow.learn(output, leap.known)
+
+    def begin(self, layer: nn.Module, source: Any, follow: Follower) -> Begun | None:
+        """Note how one of the LAYERS begins that is watched."""
+        known, own = follow.look(source), layer.__dict__
+        if type(source) is not Tensor or not isinstance(known, Flow) or layer.training or not _is_as_made(own):
+            return None
+        parameters, buffers = tuple(own["_parameters"].values()), tuple(own["_buffers"].values())
+        return Begun(layer, LAYERS[type(layer)](own), parameters, buffers, known, source.shape, follow.steps.count)
+
+    def end(self, begun: Begun, output: Any, follow: Follower) -> None:
+        """Note what it did."""
+        steps = follow.steps.since(begun.start)
+        if steps and type(output) is Tensor and all(step.form is not None for step in steps):
+            known = follow.look(output)
+            self._known[begun.start] = Leap(begun, steps[-1], follow.steps.count, known)
+
+
+def _is_as_made(own: dict[str, Any]) -> bool:
+    """Tell whether nothing runs in a call of a layer of torch but the code of its class; this is its ``__dict__``."""
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or "_compiled_call_impl" in own:
         return False
-
-    def end(self, layer: nn.Module, leap: Leap | None, output: Any, follow: Follower) -> None:
-        """Go on from the output of a layer: known if it ran unwatched, and noted if it was watched."""
-        if leap is not None and leap.last is not None:
-            follow.steps.go_on(leap.end, leap.last)
-            follow.learn(output, leap.known)
-        elif self._begun is not None and self._begun[1].layer is layer:
-            (at, begun), self._begun = self._begun, None
-            steps = follow.steps.since(at)
-            if steps and type(output) is Tensor and all(step.form is not None for step in steps):
-                known = follow.look(output)
-                self._known[at] = begun._replace(last=steps[-1], end=follow.steps.count, known=known)
+    is_hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return not is_hooked and is_only_watcher()
 
 
-def _is_as_made(layer: nn.Module) -> bool:
-    """Tell whether nothing runs in a call of a layer of torch but torch's own code, and this probe's two hooks."""
-    own = vars(layer)
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
-        return False
-    return len(torch_module._global_forward_hooks) == len(torch_module._global_forward_pre_hooks) == 1
-
-
-def _weights(layer: nn.Module) -> list[Tensor | None]:
-    return [*layer._parameters.values(), *layer._buffers.values()]
+def _are_same(ours: Sequence[Any], theirs: ValuesView[Any]) -> bool:
+    return len(ours) == len(theirs) and all(map(is_, ours, theirs))

@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
-from torch.nn.modules import module as torch_module
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, fused, kernel, offloaded, recurrent
+from deadcheck import activations, fused, kernel, module_calls, offloaded, recurrent
 from deadcheck.activations import Activation
 from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
@@ -30,7 +29,7 @@ from deadcheck.deferred import counter_of
 from deadcheck.errors import ProbeError
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Feed, Flow, Weight, has, positions
-from deadcheck.leaps import LAYERS, Leaps
+from deadcheck.leaps import LAYERS, Leap, Leaps
 from deadcheck.locating import Locator, Samples, Seen
 from deadcheck.operators import Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
@@ -38,7 +37,7 @@ from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
 from deadcheck.sites import SiteStats, Skipped
 from deadcheck.stats import SiteCounter
-from deadcheck.steps import Step
+from deadcheck.steps import Step, form_of
 from deadcheck.suspects import Suspects
 from deadcheck.weights import module_names
 from deadcheck.whereabouts import Whereabouts, never_ran
@@ -53,9 +52,25 @@ _RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 _running = threading.local()
 
+_THIS_FILE = sys._getframe().f_code.co_filename
+
+_pop_mode, _push_mode = torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
+
 
 Watch = Callable[["Probe", SiteRecord, Tensor, Flow], None]
 """Called at each activation with the probe, the record of the site, its input and the axes of that."""
+
+
+class Met(NamedTuple):
+    """An activation call that has been met, and may be again."""
+
+    seen: Seen
+    place: int
+    """Where in the code of the model it stands."""
+
+    dtype: torch.dtype
+    bends: bool
+    """Whether it may be a part of an activation that is written out by hand."""
 
 
 @dataclass
@@ -63,13 +78,11 @@ class _Batch:
     """What is known only while one forward pass runs."""
 
     samples: Samples
-    met: list[tuple[Seen, int]] = field(default_factory=list)
-    """Activation calls so far that were found as in an earlier batch, and their places."""
+    met: list[Met] = field(default_factory=list)
+    """Activation calls so far that were found as in an earlier batch."""
     holds_roster: bool = False
     is_autocast: bool = field(default_factory=torch._C._is_any_autocast_enabled)
     suspects: Suspects = field(default_factory=Suspects)
-    ambient: BaseException | None = field(default_factory=lambda: sys.exc_info()[1])
-    """The exception being handled around the scan, if any: not one of the model's."""
     caller: FrameType | None = None
     """The frame that runs the model."""
 
@@ -132,14 +145,10 @@ class Probe:
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
             stack.enter_context(self._in_this_thread())
+            stack.enter_context(module_calls.seen_by(self._see_call))
             if self._root is self:
                 stack.enter_context(nothing_fused(self.model))
                 stack.enter_context(offloaded.told(self.model, self._bring_in))
-                for handle in (
-                    torch_module.register_module_forward_pre_hook(self._pre_hook),
-                    torch_module.register_module_forward_hook(self._post_hook, always_call=True),
-                ):
-                    stack.callback(handle.remove)
             self._exit = stack.pop_all()
         return self
 
@@ -199,14 +208,15 @@ class Probe:
         self.passes += 1
         self._failure = None
         self._where.start()
-        self._leaps.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         try:
             with torch.no_grad(), self._mode:
+                n_modes = torch._C._len_torch_dispatch_stack()
                 try:
                     yield
                 finally:
-                    self._watch_again()  # an interrupt comes past every hook
+                    if torch._C._len_torch_dispatch_stack() < n_modes:  # an interrupt between two lines
+                        _push_mode(self._mode)
             with self.aside():
                 for counter in self._counters.values():
                     counter.finish_batch(first_sample)
@@ -281,27 +291,50 @@ class Probe:
 
     # Which module runs.
 
-    def _pre_hook(self, module: nn.Module, args: Any) -> None:
-        probe = getattr(_running, "probe", None)
-        if probe is not None and probe._root is self and not torch.compiler.is_compiling():
-            probe._enter_module(module, args)
-
-    def _post_hook(self, module: nn.Module, args: Any, output: Any) -> None:
-        probe = getattr(_running, "probe", None)
-        if probe is not None and probe._root is self and not torch.compiler.is_compiling():
-            probe._leave_module(module, args, output)
-
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
+    def _see_call(self, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> Any:
         batch = self._batch
-        if batch is not None:
-            self._where.enter(module)
-            if type(module) in LAYERS and not batch.is_autocast:
-                started = time.perf_counter()
-                if self._leaps.begin(module, args, self._follow):
-                    self._look_away()
-                self._seconds += time.perf_counter() - started
-            elif isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
-                self._check_time(args[0] if args else None)
+        if batch is None:
+            return module_calls.made(module, *args, **kwargs)
+        kind, begun = type(module), None
+        if kind in LAYERS and len(args) == 1 and not kwargs and not batch.is_autocast:
+            started = time.perf_counter()
+            leap = self._leaps.find(module, args[0], self._follow)
+            begun = None if leap is not None else self._leaps.begin(module, args[0], self._follow)
+            self._seconds += time.perf_counter() - started
+            if leap is not None and torch._C._len_torch_dispatch_stack() > 0:
+                top = _pop_mode(None)
+                if top is self._mode:
+                    return self._leap(leap, args[0])
+                _push_mode(top)  # somebody else wants to see what runs
+        self._where.enter(module)
+        if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
+            self._check_time(args[0] if args else None)
+        try:
+            if kind in activations.GATED:
+                return self._call_gated(module, args, kwargs)
+            output = module_calls.made(module, *args, **kwargs)
+            if begun is not None:
+                self._leaps.end(begun, output, self._follow)
+            return output
+        except BaseException:
+            self._failed(module)
+            raise
+        finally:
+            self._where.leave()
+
+    def _leap(self, leap: Leap, source: Tensor) -> Any:
+        """Run a layer unwatched: torch does not come to Python for each operator."""
+        try:
+            output = leap.begun.layer.forward(source)
+        except BaseException:
+            self._failed(leap.begun.layer)
+            raise
+        finally:
+            _push_mode(self._mode)
+        started = time.perf_counter()
+        self._leaps.land(leap, output, self._follow)
+        self._seconds += time.perf_counter() - started
+        return output
 
     def _check_time(self, source: Any) -> None:
         """Warn where a layer takes for steps in time what the data has as samples."""
@@ -314,33 +347,20 @@ class Probe:
                 "which everything was counted; transpose the data if that is not what you mean",
             )
 
-    def _look_away(self) -> None:
-        """Let torch run operators without coming to Python for each, unless somebody else wants to see them."""
-        top = _pop_mode() if torch._C._len_torch_dispatch_stack() else None
-        if top is not self._mode:
-            if top is not None:
-                _push_mode(top)
-            self._leaps.start()
+    def _call_gated(self, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> Any:
+        """Run an LSTM or GRU, and count its output before hooks of its own see it."""
 
-    def _watch_again(self) -> None:
-        if self._leaps.running is not None:
-            _push_mode(self._mode)
-            self._leaps.running = None
-
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._batch is None or not self._where.is_in(module):
-            return
-        leap = self._leaps.running
-        self._watch_again()
-        raised = sys.exc_info()[1]
-        if raised is not None and raised is not self._batch.ambient:
-            running = self._where.module  # not "or": a module without parts is false
-            self._failure = self._failure or (self._where.path, module if running is None else running)
-        elif type(module) in activations.GATED:
+        def see(module: nn.Module, args: Args, output: Any) -> None:
             self._see_recurrent(activations.GATED[type(module)], args[0] if args else None, output, module)
-        else:
-            self._leaps.end(module, leap, output, self._follow)
-        self._where.leave(module)
+
+        with module.register_forward_hook(see, prepend=True):
+            return module_calls.made(module, *args, **kwargs)
+
+    def _failed(self, module: nn.Module) -> None:
+        """Note where a pass raised: in the innermost module."""
+        if self._failure is None:
+            running = self._where.module
+            self._failure = self._where.path, module if running is None else running
 
     def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
         probe = getattr(_running, "probe", None)
@@ -354,6 +374,11 @@ class Probe:
         batch = self._batch
         if batch is None or self._observing:
             return func(*args, **kwargs)
+        step = self._follow.steps.next
+        if step is not None and step.met is not None and not kwargs:
+            output = self._activate_again(step, func, args)
+            if output is not None:
+                return output
         known = self._operators.get(func)
         if known is None:
             if func in (PLACE, RECURRENT):
@@ -436,6 +461,38 @@ class Probe:
 
     # What an activation does.
 
+    def _activate_again(self, step: Step, func: Any, args: Args) -> Any:
+        """Run and count an activation that stood here in the pass before too; None, with nothing done, for any other.
+
+        As ``Follower.repeats`` it is kept short.
+        """
+        form, met, batch = step.form, step.met, self._batch
+        if form is None or form.func is not func or form.path != self._where.path or self.watch is not None:
+            return None
+        z = args[0]
+        if not self._follow.takes(form, args) or z.dtype is not met.dtype or self._place() != met.place:
+            return None
+        assert batch is not None
+        self._stop_if_told()
+        started, (record, _, layout, rows, _) = time.perf_counter(), met.seen
+        counter, output = self._counter(record), None
+        if func in _RELUS and self._writes_relu:
+            output = counter.rectify(z, layout, rows, in_place=func is _RELUS[1])
+        if output is None:
+            counter.see_input(z, layout, rows)
+            self._seconds -= time.perf_counter()
+            output = func(*args)
+            self._seconds += time.perf_counter()
+            counter.see_output(_first(output), layout, rows)
+            if met.bends:
+                batch.suspects.curve(z, _first(output))
+        self._follow.steps.go(step)
+        batch.met.append(met)
+        for tensor in tensors_of(output):
+            self._follow.learn(tensor, step.knowns[0])
+        self._seconds += time.perf_counter() - started
+        return output
+
     def _activate(
         self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -451,7 +508,7 @@ class Probe:
             return output
         if name == "glu":
             return self._activate_glu(func, act, args, kwargs, flow)
-        seen = self._prepare(z, flow, act)
+        seen = self._prepare(z, flow, act, None if kwargs else (func, args))
         counter = self._counter(seen.record)
         if self._writes_relu and func in _RELUS and self.watch is None:
             with self.aside():
@@ -506,28 +563,40 @@ class Probe:
             for state in states:
                 self._follow.learn(state, recurrent.last(module, source, flow, state))
 
-    def _prepare(self, tensor: Tensor, flow: Flow | None, act: Activation) -> Seen:
-        """Find the site that this activation call belongs to, and the order in which to count its values."""
+    def _prepare(
+        self, tensor: Tensor, flow: Flow | None, act: Activation, call: tuple[Any, Args] | None = None
+    ) -> Seen:
+        """Find the site that this activation call belongs to, and the order in which to count its values.
+
+        A ``call`` by which it may be known again is its operator and arguments.
+        """
         batch = self._batch
         assert batch is not None
-        if self._is_stopped or (self._repeats is not None and batch.met and not self._repeats_still(batch.met[-1][0])):
-            raise Stopped
+        self._stop_if_told()
         path, place = self._where.path, self._place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
         step = self._follow.steps.before(signature)
-        if step is not None and step.seen is not None:
-            seen: Seen = step.seen
-        else:
+        if step is None or step.met is None:
             self._hold_roster()
             seen = self._locator.find(
                 tensor, flow, act, batch.samples, self._where, place=place, step=self._follow.steps.count
             )
             weight = seen.record.weight
             after = seen.flow._replace(feeds=(Feed(weight, weight, self._follow.steps.serial + 1, False),))
-            step = Step(signature, (after,), self._follow.steps.serial + 1, (flow,), seen)
-        self._follow.steps.take(step)
-        batch.met.append((seen, place))
-        return seen
+            form = None
+            if call is not None and flow is not None:
+                form = form_of(call[0], path, call[1], tensor, [(tensor, flow)])
+            met = Met(seen, place, tensor.dtype, act.family in activations.BENDS)
+            step = Step(signature, (after,), self._follow.steps.serial + 1, (flow,), met, form)
+        met = self._follow.steps.take(step).met
+        batch.met.append(met)
+        return met.seen  # type: ignore[no-any-return]
+
+    def _stop_if_told(self) -> None:
+        """End a pass whose outcome is of no use any more."""
+        met = self._batch.met if self._batch is not None else ()
+        if self._is_stopped or (self._repeats is not None and met and not self._repeats_still(met[-1].seen)):
+            raise Stopped
 
     def _repeats_still(self, seen: Seen) -> bool:
         """Tell whether what was counted last may come out as it did before."""
@@ -544,7 +613,7 @@ class Probe:
         self._roster.lock.acquire()
         batch.holds_roster = True
         self._roster.start_batch()
-        for seen, place in batch.met:
+        for seen, place, _, _ in batch.met:
             self._roster.meet(seen.record, seen.told, place)
 
     def _counter(self, record: SiteRecord) -> SiteCounter:
@@ -560,11 +629,14 @@ class Probe:
         assert self._batch is not None
         caller = self._batch.caller
         place = self._where.place.number if self._where.place is not None else 0
-        frame = sys._getframe(3)
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename is _THIS_FILE:
+            frame = frame.f_back
+        parts = [place]
         while frame is not None:
-            place = hash((place, id(frame.f_code), frame.f_lasti))
-            frame = frame.f_back if frame is not caller else None  # type: ignore[assignment]
-        return place
+            parts += id(frame.f_code), frame.f_lasti
+            frame = frame.f_back if frame is not caller else None
+        return hash(tuple(parts))
 
     def _after(self, output: Any) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""

@@ -113,31 +113,37 @@ class SiteCounter:
 
         The bits are those of torch (see ``kernel.writes_relu``).
         """
+        compiled, is_all = self._kernel, self._asked is None and rows.keep is None
+        if compiled is None or compiled.input_kind is not kernel.Kind.RECTIFIER or not is_all:
+            return None
+        n = tensor.numel()
         if (
-            self._kernel is None
-            or self._kernel.input_kind is not kernel.Kind.RECTIFIER
-            or self._asked is not None
-            or rows.keep is not None
-            or tensor.numel() == 0
+            type(tensor) is not Tensor
+            or tensor.dtype is not torch.float32
+            or tensor.layout is not torch.strided
+            or n == 0
         ):
             return None
-        if type(tensor) is not Tensor or tensor.dtype != torch.float32 or tensor.layout is not torch.strided:
-            return None
-        z = ordered(tensor, layout, rows.n_rows)
         out = tensor if in_place else torch.empty_like(tensor)
-        if z.values.data_ptr() != tensor.data_ptr() or tensor.is_neg() or out.stride() != tensor.stride():
+        units_last = not layout.is_samples_first
+        if not tensor.is_contiguous() or (units_last and not layout.is_units_last):
+            z = ordered(tensor, layout, rows.n_rows)
+            units_last = z.units_last
+            if z.values.data_ptr() != tensor.data_ptr() or out.stride() != tensor.stride():
+                return None
+        if tensor.is_neg():
             return None
-        on = self._blank(z.values.shape[0])
-        if not self._kernel.count_input(z, self._unfired if self._any_unfired else None, on, out):
-            return None
+        n_positions = n // (rows.n_rows * self.n_units)
+        unfired, on = self._unfired if self._any_unfired else None, self._blank(rows.n_rows)
+        compiled.rectify(tensor, rows.n_rows, n_positions, unfired, on, out, units_last=units_last)
         self._see_on(on, rows)
-        self.observations += z.values.shape[0] * z.n_positions
+        self.observations += rows.n_rows * n_positions
         return out
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
         if self.n_units == 0 < self.n_all:
-            self._see_on(self._blank(rows.n_kept), rows)
+            self._see_on(self._blank(rows.n_kept).zero_(), rows)
             return
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
@@ -317,11 +323,11 @@ class SiteCounter:
         self._batch_sums.zero_()
 
     def _blank(self, n_rows: int) -> Tensor:
-        """Return memory for what is on in each row: the same in every batch, since fresh memory is slow."""
+        """Return memory, not cleared, for what is on in each row: the same in every batch, as fresh memory is slow."""
         held = self._held_on
         if held is not None and held.shape[0] == n_rows and held is not self._on:
-            return held.zero_()
-        self._held_on = torch.zeros(n_rows, self.n_units, dtype=torch.bool, device=self.device)
+            return held
+        self._held_on = torch.empty(n_rows, self.n_units, dtype=torch.bool, device=self.device)
         return self._held_on
 
     def _sum(self, name: str) -> Tensor:

@@ -61,7 +61,7 @@ class Step(NamedTuple):
     held: Sequence[Any]
     """Keeps alive what the signature names by identity."""
 
-    seen: Any = None
+    met: Any = None
     """How an activation is counted."""
 
     form: Form | None = None

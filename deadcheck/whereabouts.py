@@ -45,10 +45,9 @@ class Whereabouts:
         self._path = self._names.get(module) if self.place is None else None
         self.ran.add(self._names.get(module, ""))
 
-    def leave(self, module: nn.Module) -> None:
-        """Note that a module ended, and with it those that it ran."""
-        while self._stack and self._stack.pop() is not module:
-            pass
+    def leave(self) -> None:
+        """Note that the module that began last ended."""
+        self._stack.pop()
         self._path = None
 
     def go_to(self, place: Place) -> None:
@@ -60,10 +59,6 @@ class Whereabouts:
     def module(self) -> nn.Module | None:
         """The innermost module that runs."""
         return self._stack[-1] if self._stack else None
-
-    def is_in(self, module: nn.Module) -> bool:
-        """Tell whether a module runs."""
-        return module in self._stack
 
     @property
     def path(self) -> str:

@@ -443,7 +443,7 @@ class Timed(nn.Module):
         ("deadcheck.stats.SiteCounter.see_output", 2.5),
         ("deadcheck.stats.SiteCounter.finish_batch", 2.5),
         ("deadcheck.boundary.OutputWatch.see", 2.5),
-        ("deadcheck.leaps.Leaps.begin", 2.5),
+        ("deadcheck.leaps.Leaps.find", 2.5),
         (
             "deadcheck.follower.Follower.repeats",
             3.5,
