@@ -56,7 +56,7 @@ typedef struct {
     int64_t *nonfinite, *nan;             /* of a RECTIFIER */
     double *sum, *abs_sum, *square_sum;   /* of x; of max(x, 0) for a RECTIFIER */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
-    const uint8_t *silent;                /* units that have never fired; NULL to leave the plain sums out */
+    const uint8_t *silent;                /* units that had not fired before; NULL to leave the plain sums out */
     uint8_t *on;                          /* (samples, units): 1 where any x is on, else 0; NULL to leave it out */
     int32_t *out; /* where a RECTIFIER writes its output, which may be its input; NULL to leave it out */
     int32_t border_low, border_high, border_on;
@@ -177,6 +177,11 @@ INLINE void rectify(const int32_t *x, int32_t *out, Size n) {
         out[i] = (uint32_t)x[i] - 0x80000001u < INFINITE ? 0 : x[i];
 }
 
+/* Tell whether the plain sums of values are asked for: they are not where a unit is on among them, and so not silent. */
+INLINE int is_to_be_summed(const Counts *c, Size unit, int is_on, int kind) {
+    return c->silent && c->silent[unit] && (kind == SQUASHED || !is_on);
+}
+
 /* The sums of `n` values and of their squares. */
 INLINE void add_plain(const int32_t *x, Size n, double *sum, double *square_sum) {
     double s[LANES] = {0}, q[LANES] = {0};
@@ -207,9 +212,12 @@ INLINE int32_t either(const int32_t *told) {
     return (int32_t)(pair | pair >> 32);
 }
 
-/* Up to BLOCK values of a unit, as a part of `lanes`. Return whether one of a RECTIFIER's is not finite; then nothing was
- * counted. `end` is the end of the memory. */
-INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *end, uint8_t *on, const Counts *c, int kind) {
+/* What there is among the values of a piece. */
+enum { IS_ON = 1, IS_BAD = 2 };
+
+/* Up to BLOCK values of a unit, as a part of `lanes`; nothing is counted if one of a RECTIFIER's is not finite, which
+ * IS_BAD. `end` is the end of the memory. */
+INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *end, const Counts *c, int kind) {
     const Size whole = n / LANES;
     const int32_t *rest = x + whole * LANES;
     const int left = (int)(n - whole * LANES);
@@ -233,13 +241,11 @@ INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *en
     for (int lane = 0; lane < LANES; lane++) {
         const int32_t is_on = kind == SQUASHED ? part.flat[lane] < (int)whole + (lane < left) : part.high[lane] > c->border_on;
         const int32_t is_bad = (part.low[lane] <= -INFINITE - 1) | (part.high[lane] >= INFINITE);
-        told[lane] = is_on | (kind == RECTIFIER ? is_bad << 1 : 0);
+        told[lane] = is_on * IS_ON | (kind == RECTIFIER ? is_bad * IS_BAD : 0);
     }
     const int32_t any = either(told);
-    if (any & 2) return 1;
-    if (on) *on |= any & 1;
-    end_part(lanes, &part, kind);
-    return 0;
+    if (!(any & IS_BAD)) end_part(lanes, &part, kind);
+    return any;
 }
 
 /* Where the pieces are into which a row is cut. */
@@ -322,12 +328,15 @@ INLINE void count_rows(const int32_t *x, Size samples, Size units, Size position
                         add_pieces(&lanes[i], x, units, positions, unit, from[i], number, c, kind);
                         from[i] = number;
                     }
-                    if (count_piece(&lanes[i], values, n, memory_end, c->on ? c->on + at : NULL, c, kind)) {
+                    const int told = count_piece(&lanes[i], values, n, memory_end, c, kind);
+                    if (told & IS_BAD) {
                         add_pieces(&lanes[i], x, units, positions, unit, from[i], number, c, kind);
                         from[i] = number + 1;
                         count_carefully(values, n, 1, sample * positions + start, positions, unit, units, c);
-                    } else if (c->silent && c->silent[unit]) {
-                        add_plain(values, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
+                    } else {
+                        if (c->on) c->on[at] |= told & IS_ON;
+                        if (is_to_be_summed(c, unit, told & IS_ON, kind))
+                            add_plain(values, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
                     }
                     if (kind == RECTIFIER && c->out && !is_short) rectify(values, c->out + at * positions + start, n);
                 }
@@ -409,7 +418,7 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, int 
     int any_bad = 0, any_silent = 0;
     for (int lane = 0; lane < LANES && kind == RECTIFIER; lane++)
         any_bad |= (lanes.low[lane] <= -INFINITE - 1) | (lanes.high[lane] >= INFINITE) | !is_finite(lanes.square_sum[lane]);
-    for (int i = 0; i < width && c->silent; i++) any_silent |= c->silent[first + i];
+    for (int i = 0; i < width; i++) any_silent |= is_to_be_summed(c, first + i, lanes.high[i] > c->border_on, kind);
     if (any_bad) {
         add_one_by_one(&lanes, x, top, height, first, width, units, positions, c);
         return;

@@ -70,8 +70,9 @@ class InputState:
         if rows.shape[1:] != self.first.shape:
             return
         if self.same is None:
+            self.changed = self.changed | (rows != self.first).any(0)
             self.same = (~self.changed).flatten().nonzero().squeeze(1)
-        if self.same.numel():
+        elif self.same.numel():
             differ = (rows.reshape(len(rows), -1)[:, self.same] != self.first.flatten()[self.same]).any(0)
             self.changed = self.changed.flatten().index_put((self.same,), differ).view(self.first.shape)
             self.same = self.same[~differ]

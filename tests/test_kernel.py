@@ -25,6 +25,9 @@ COLUMNS = [
     for units in (1, 5, 16, 33, 127, 130, 300, 1030)
     for samples, positions in ((1, 1), (70, 1), (3, 30), (2, 260))
 ]
+UNASKED = -1e300
+"""Stands for a sum that may be anything."""
+
 SPOILED = [None, math.nan, math.inf, -math.inf, 3e38, -0.0]
 
 
@@ -67,11 +70,12 @@ def expected(x: np.ndarray, kind: kernel.Kind) -> dict[str, Any]:
             "zeros": (x == 0).sum(axes), "output_min": low, "output_max": high, "output_sum": x.sum(axes),
             "output_abs_sum": np.abs(x).sum(axes), "output_square_sum": (x * x).sum(axes),
         }  # fmt: skip
-    silent = np.arange(x.shape[1]) % 2 == 0
+    fired = (x > 0).any(axes) & (kind is not kernel.Kind.SQUASHED)  # and its plain sums are of no use any more
+    silent = np.where(fired, UNASKED, np.where(np.arange(x.shape[1]) % 2 == 0, 1.0, 0.0))
     found = {
         "positive": (x > 0).sum(axes), "input_min": low, "input_max": high, "on": (x > 0).any(2),
-        "silent_input_sum": np.where(silent, x.sum(axes), 0.0),
-        "silent_input_square_sum": np.where(silent, (x * x).sum(axes), 0.0),
+        "silent_input_sum": np.where(silent == 1, x.sum(axes), silent),
+        "silent_input_square_sum": np.where(silent == 1, (x * x).sum(axes), silent),
     }  # fmt: skip
     if kind is kernel.Kind.RECTIFIER:
         kept = np.where(finite & (x > 0), x, 0.0)
@@ -121,6 +125,7 @@ def test_counts_are_those_of_numpy(kind: kernel.Kind, units_last: bool, spoilt: 
 def compare(found: dict[str, Any], wanted: dict[str, Any], size: tuple[int, int, int]) -> None:
     for name, value in wanted.items():
         if "sum" in name:
+            value = np.where(value == UNASKED, found[name], value)
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-3, err_msg=f"{name} of {size}")
         else:
             np.testing.assert_array_equal(found[name], value, err_msg=f"{name} of {size}")
