@@ -203,15 +203,12 @@ class Passes:
 
         clock = _Clock()
         work = self._timed(self._work(batches, course))
-        for first in islice(work, 1):
-            is_candidate = probe.watch is None and self._is_long(batches, course)
-            spare = copy.deepcopy(first) if is_candidate else None  # a model may write into what it is given
-            randomness, started = Randomness(), time.monotonic()
+        for first in islice(work, int(probe.watch is None and self._is_long(batches, course))):
+            spare, randomness, started = copy.deepcopy(first), Randomness(), time.monotonic()  # it may be written into
             self._forward(first, probe)
             is_slow = time.monotonic() - started >= SLOW
             done(first)
-            leaves_alone = not (self._writes_inputs or randomness.moved() or held.differs())
-            if spare is not None and is_slow and leaves_alone:
+            if is_slow and not (self._writes_inputs or randomness.moved() or held.differs()):
                 # Closed whatever happens: no batch may run on while the model is put back as it was.
                 with closing(self._side_by_side(work, spare, probe, course.keep)) as pieces:
                     for piece in pieces:
