@@ -9,8 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Activate = Callable[[Any, Tensor], Tensor]
+"""Runs the operator of an activation."""
 
-def encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *rest: Any) -> Tensor:
+
+def encoder_layer(
+    src: Tensor, embed_dim: int, num_heads: int, *rest: Any, activate: Activate = lambda operator, x: operator(x)
+) -> Tensor:
     """Run ``aten::_transformer_encoder_layer_fwd``, shape (batch, tokens, features), operator by operator.
 
     The same operators as in ``aten/src/ATen/native/transformers/transformer.cpp``, in place where they are there, so
@@ -27,7 +32,7 @@ def encoder_layer(src: Tensor, embed_dim: int, num_heads: int, *rest: Any) -> Te
     x = torch._native_multi_head_attention(x, x, x, *layer, mask, False, True, mask_type)[0].add_(src)
     x = x if norm_first else norm(x, scale1, shift1)
     hidden = F.linear(norm(x, scale2, shift2) if norm_first else x, widen, widen_bias)
-    hidden = torch.ops.aten.gelu_(hidden) if use_gelu else hidden.relu_()
+    hidden = activate(torch.ops.aten.gelu_.default if use_gelu else torch.ops.aten.relu_.default, hidden)
     y = F.linear(hidden, narrow, narrow_bias).add_(x)
     return y if norm_first else norm(y, scale2, shift2)
 

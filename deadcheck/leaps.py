@@ -54,17 +54,36 @@ class Leap(NamedTuple):
     """What was known of its output."""
 
 
+class Fused(NamedTuple):
+    """What an operator did that was run in parts, one of them an activation."""
+
+    args: tuple[Any, ...]
+    source: Flow
+    shape: torch.Size
+    activation: Step
+    before: Step
+    """The step before the activation."""
+
+    at: int
+    """Steps so far when the activation began."""
+
+    last: Step
+    end: int
+    known: Known | None
+
+
 class Leaps:
     """The layers of a pass that the pass before ran too, on inputs of which the very same was known."""
 
     def __init__(self) -> None:
         self._known: dict[int, Leap] = {}
         """By the number of steps so far when the layer began."""
+        self._fused: dict[int, Fused] = {}
 
     def fork(self) -> Leaps:
         """Return one for another thread that runs the same model."""
         fork = Leaps()
-        fork._known = dict(self._known)
+        fork._known, fork._fused = dict(self._known), dict(self._fused)
         return fork
 
     def find(self, layer: nn.Module, source: Any, follow: Follower) -> Leap | None:
@@ -109,6 +128,29 @@ class Leaps:
         if steps and type(output) is Tensor and all(step.form is not None for step in steps):
             known = follow.look(output)
             self._known[begun.start] = Leap(begun, steps[-1], follow.steps.count, known)
+
+    def find_fused(self, args: tuple[Any, ...], follow: Follower) -> Fused | None:
+        """Return what an operator is going to do in parts, if that is known, so that they may run unwatched."""
+        fused = self._fused.get(follow.steps.count)
+        if fused is None or follow.look(args[0]) is not fused.source or args[0].shape != fused.shape:
+            return None
+        same = len(args) == len(fused.args) and all(map(_is_same, args[1:], fused.args[1:]))
+        return fused if same and follow.steps.is_at(fused.end, fused.last) else None
+
+    def end_fused(self, start: int, args: tuple[Any, ...], known: Known | None, output: Any, follow: Follower) -> None:
+        """Note what one did, of whose first argument this was known, and that began after so many steps."""
+        steps = follow.steps.since(start)
+        met = [number for number, step in enumerate(steps) if step.met is not None]
+        if len(met) == 1 and met[0] > 0 and isinstance(known, Flow) and all(step.form is not None for step in steps):
+            at = met[0]
+            self._fused[start] = Fused(
+                args, known, args[0].shape, steps[at], steps[at - 1], start + at, steps[-1], follow.steps.count,
+                follow.look(output),
+            )  # fmt: skip
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float)) and a == b)
 
 
 def _is_as_made(own: dict[str, Any]) -> bool:

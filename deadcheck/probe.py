@@ -394,8 +394,7 @@ class Probe:
                 return False  # or an encoder would run on nested tensors, which have no axes
             if known.in_parts is not None:
                 if not any(tensor.is_nested for tensor in tensors_of(args)):
-                    with as_called(), self._mode, self._where.inside(name):
-                        return known.in_parts(*args, **kwargs)
+                    return self._run_in_parts(known, args, kwargs)
                 self._skip(
                     str(func), self._where.path, "runs on nested tensors: an activation inside it cannot be seen"
                 )
@@ -416,6 +415,32 @@ class Probe:
         if not known.is_plain:
             self._suspect(batch, name, args, output)
         self._seconds += time.perf_counter() - started
+        return output
+
+    def _run_in_parts(self, operator: Operator, args: Args, kwargs: dict[str, Any]) -> Any:
+        """Run an operator as those that it hides, watching them if it is not known what they do."""
+        follow, batch = self._follow, self._batch
+        assert batch is not None
+        may_leap = operator.in_parts is fused.encoder_layer and not (kwargs or batch.is_autocast or self.watch)
+        leap = self._leaps.find_fused(args, follow) if may_leap else None
+        if leap is None:
+            start, known = follow.steps.count, follow.look(args[0]) if may_leap else None
+            with as_called(), self._mode, self._where.inside(operator.name):
+                output = operator.in_parts(*args, **kwargs)
+            if may_leap:
+                self._leaps.end_fused(start, args, known, output, follow)
+            return output
+
+        def activate(func: Any, z: Tensor) -> Tensor:
+            follow.steps.go_on(leap.at, leap.before)
+            (known,) = leap.activation.held
+            follow.learn(z, known)
+            output: Tensor = self._count_again(leap.activation, func, (z,))
+            return output
+
+        output = operator.in_parts(*args, activate=activate)
+        follow.steps.go_on(leap.end, leap.last)
+        follow.learn(output, leap.known)
         return output
 
     def _suspect(self, batch: _Batch, name: str, args: Args, output: Any) -> None:
@@ -466,12 +491,16 @@ class Probe:
 
         As ``Follower.repeats`` it is kept short.
         """
-        form, met, batch = step.form, step.met, self._batch
+        form, met = step.form, step.met
         if form is None or form.func is not func or form.path != self._where.path or self.watch is not None:
             return None
-        z = args[0]
-        if not self._follow.takes(form, args) or z.dtype is not met.dtype or self._place() != met.place:
+        if not self._follow.takes(form, args) or args[0].dtype is not met.dtype or self._place() != met.place:
             return None
+        return self._count_again(step, func, args)
+
+    def _count_again(self, step: Step, func: Any, args: Args) -> Any:
+        """Run and count an activation as this step did."""
+        z, met, batch = args[0], step.met, self._batch
         assert batch is not None
         self._stop_if_told()
         started, (record, _, layout, rows, _) = time.perf_counter(), met.seen

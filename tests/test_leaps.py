@@ -132,7 +132,7 @@ def test_every_figure_is_that_of_a_scan_that_watches_everything(
     assert leapt.measurement.skipped == watched.measurement.skipped
 
 
-def operators(model: nn.Module, passes: int, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def operators(model: nn.Module, passes: int, monkeypatch: pytest.MonkeyPatch, data: Tensor = X) -> list[list[str]]:
     """Return the operators of which the probe was told, pass by pass."""
     told: list[list[str]] = []
     dispatch = Probe.dispatch
@@ -145,8 +145,8 @@ def operators(model: nn.Module, passes: int, monkeypatch: pytest.MonkeyPatch) ->
     with Probe(model.eval()) as probe:
         for _ in range(passes):
             told.append([])
-            with probe.batch((X,), {}, samples=len(X), first_sample=0):
-                model(X)
+            with probe.batch((data,), {}, samples=len(data), first_sample=0):
+                model(data)
     return told
 
 
@@ -205,3 +205,75 @@ def test_an_error_in_an_unwatched_layer_leaves_nothing_behind(
     assert torch._C._len_torch_dispatch_stack() == 0
     model.calls = 0
     assert fingerprint(model) == before
+
+
+TOKENS = torch.randn(40, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Encoder(nn.Module):
+    """Two encoder layers, which torch runs as one operator each."""
+
+    def __init__(self, activation: str = "gelu", *, norm_first: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, activation, norm_first=norm_first, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.calls = 0
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return nothing."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x, self.mask(x))
+
+
+class Masked(Encoder):
+    """Has a mask of its own in every pass from the third on."""
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        return torch.arange(5) > self.calls + torch.arange(5)[:, None] if self.calls > 2 else None
+
+
+class Reweighted(Encoder):
+    """Has other weights of its first layer from the third pass on."""
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        first, second = self.layers.layers
+        if self.calls == 3:
+            first.linear1.weight = second.linear1.weight
+        return None
+
+
+class Halved(Encoder):
+    """The same layers see half of the tokens in every other pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x[:, : 2 + self.calls % 2].contiguous())
+
+
+def test_an_encoder_layer_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for activation in ("gelu", "relu"):
+        monkeypatch.undo()
+        model = Encoder(activation).eval()
+        first, *later = operators(model, 3, monkeypatch, TOKENS)
+        assert activation + "_" in first
+        assert later == [["_transformer_encoder_layer_fwd"] * 2] * 2
+
+
+@pytest.mark.parametrize("kind", [Encoder, Masked, Reweighted, Halved])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_every_figure_of_an_encoder_is_that_of_a_scan_that_watches_everything(
+    kind: type[Encoder], activation: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leapt = deadcheck.scan(kind(activation, norm_first=norm_first), TOKENS, batch_size=6)
+    monkeypatch.setattr(Leaps, "find", lambda *args: None)
+    monkeypatch.setattr(Leaps, "find_fused", lambda *args: None)
+    watched = deadcheck.scan(kind(activation, norm_first=norm_first), TOKENS, batch_size=6)
+
+    assert [site.stats.site for site in leapt] == [site.stats.site for site in watched]
+    assert all(a.stats.equals(b.stats) for a, b in zip(leapt, watched, strict=True))
+    assert leapt.measurement.skipped == watched.measurement.skipped
