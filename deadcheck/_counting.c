@@ -18,7 +18,7 @@
 #define BLOCK 4096
 #define LANES 16
 #define GROUP 16          /* units whose rows are counted by turns */
-#define CHUNK 128
+#define CHUNK 256         /* units of a tile that are fetched together */
 #define TILE 256          /* rows of a tile at most, */
 #define TILE_LEAST 64     /* and at least */
 #define TILE_VALUES 65536 /* values on as many pages as a tile is to stand on */
@@ -34,7 +34,9 @@
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #define KEEP_LOOP _Pragma("GCC unroll 1") /* so that it becomes one of vectors, and not of single values put together */
+#define FETCH(address) __builtin_prefetch(address, 0, 2)
 #else
+#define FETCH(address)
 #define INLINE static __forceinline
 #define KEEP_LOOP
 #endif
@@ -443,7 +445,8 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, int 
 }
 
 /* Values ordered (samples, positions, units): a tile of LANES units at a time, whose rows stand on few enough pages for
- * the processor to remember where they are. What is done value by value is done to CHUNK units, in the cache by then. */
+ * the processor to remember where they are. It cannot guess which comes next down the rows, so CHUNK units are asked for
+ * ahead; what is done value by value is done to them, in the cache by then. */
 INLINE void count_columns(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end,
                           const Counts *c, int kind) {
     const Size rows = samples * positions, fit = TILE_VALUES / units;
@@ -452,6 +455,8 @@ INLINE void count_columns(const int32_t *x, Size samples, Size units, Size posit
         for (Size left = first; left < end; left += CHUNK) {
             const Size height = rows - top < tile ? rows - top : tile, width = end - left < CHUNK ? end - left : CHUNK;
             const Size at = top * units + left;
+            for (Size r = 0; r < height; r++)
+                for (Size i = 0; i < width; i += LANES) FETCH(x + at + r * units + i);
             for (Size i = 0; i < width; i += LANES)
                 count_tile(x + at + i, top, height, left + i, width - i < LANES ? (int)(width - i) : LANES, units, positions,
                            c, kind);

@@ -92,7 +92,7 @@ class Follower:
             return False
         if not self.takes(form, args):
             return False
-        outputs = (output,) if isinstance(output, Tensor) else output
+        outputs = (output,) if isinstance(output, Tensor) else [tensor for tensor in output if tensor is not None]
         if [tensor.shape for tensor in outputs] != form.shapes or (form.writes and output._base is not None):
             return False
         self.steps.go(step)

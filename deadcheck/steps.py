@@ -149,6 +149,8 @@ def form_of(func: Any, path: str, args: tuple[Any, ...], output: Any, inputs: In
     places = [place for place, arg in enumerate(args) if type(arg) in _TENSORS]
     plain = [(place, arg) for place, arg in enumerate(args) if place not in places]
     outputs = (output,) if isinstance(output, Tensor) else output
+    if isinstance(outputs, (tuple, list)):
+        outputs = [tensor for tensor in outputs if tensor is not None]
     writes = func._schema.is_mutable
     if len(places) != len(inputs) or not all(_is_plain(arg) for _, arg in plain):
         return None
