@@ -47,7 +47,12 @@ typedef Py_ssize_t Size;
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 static Parallel parallel = NULL;
 
-enum { RECTIFIER, INPUT, SQUASHED, OUTPUT };
+enum { RECTIFIER, INPUT, SQUASHED, OUTPUT, CLIPPED };
+
+/* Whether the output follows from the input, counts included, and can be written; a CLIPPED one ends at `border_high`. */
+#define RECTIFIES(kind) ((kind) == RECTIFIER || (kind) == CLIPPED)
+#define HAS_FLAT(kind) ((kind) == INPUT || (kind) == SQUASHED || (kind) == CLIPPED)
+#define HAS_SUMS(kind) ((kind) == OUTPUT || RECTIFIES(kind))
 
 /* What one call counts, an entry per unit. */
 typedef struct {
@@ -55,12 +60,12 @@ typedef struct {
     int64_t *positive;                    /* x > 0 */
     int64_t *zeros;                       /* x == 0 */
     int64_t *flat;                        /* x <= border_low or x >= border_high */
-    int64_t *nonfinite, *nan;             /* of a RECTIFIER */
-    double *sum, *abs_sum, *square_sum;   /* of x; of max(x, 0) for a RECTIFIER */
+    int64_t *nonfinite, *nan;             /* of what RECTIFIES */
+    double *sum, *abs_sum, *square_sum;   /* of x; of the output of what RECTIFIES */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
     const uint8_t *silent;                /* units that had not fired before; NULL to leave the plain sums out */
     uint8_t *on;                          /* (samples, units): 1 where any x is on, else 0; NULL to leave it out */
-    int32_t *out; /* where a RECTIFIER writes its output, which may be its input; NULL to leave it out */
+    int32_t *out; /* where what RECTIFIES writes its output, which may be its input; NULL to leave it out */
     int32_t border_low, border_high, border_on;
 } Counts;
 
@@ -101,9 +106,10 @@ INLINE void see(Lanes *lanes, int lane, int32_t bits, int counts, const Counts *
     lanes->high[lane] = GREATER(lanes->high[lane], key);
     if (kind != OUTPUT) lanes->positive[lane] += counts & (key > 0);
     if (kind == OUTPUT) lanes->zeros[lane] += counts & ((bits & 0x7fffffff) == 0);
-    if (kind == INPUT || kind == SQUASHED) lanes->flat[lane] += counts & ((key <= c->border_low) | (key >= c->border_high));
-    if (kind == RECTIFIER || kind == OUTPUT) {
-        const float value = float_of(bits & -(counts & (kind == OUTPUT || key > 0)));
+    if (HAS_FLAT(kind)) lanes->flat[lane] += counts & ((key <= c->border_low) | (key >= c->border_high));
+    if (HAS_SUMS(kind)) {
+        const int32_t kept = kind == CLIPPED ? LESSER(bits, c->border_high) : bits;
+        const float value = float_of(kept & -(counts & (kind == OUTPUT || key > 0)));
         lanes->sum[lane] += value;
         lanes->square_sum[lane] += value * value;
     }
@@ -120,12 +126,12 @@ INLINE void see_all(Lanes *lanes, const int32_t *x, Size n, Size step, const Cou
 INLINE void begin_part(Lanes *part, const Lanes *lanes, int kind) {
     for (int lane = 0; lane < LANES; lane++) part->low[lane] = INT32_MAX;
     for (int lane = 0; lane < LANES; lane++) part->high[lane] = INT32_MIN;
-    if (kind == INPUT || kind == SQUASHED) memset(part->flat, 0, sizeof part->flat);
+    if (HAS_FLAT(kind)) memset(part->flat, 0, sizeof part->flat);
     if (kind != OUTPUT) memcpy(part->positive, lanes->positive, sizeof part->positive);
     if (kind == OUTPUT) memcpy(part->zeros, lanes->zeros, sizeof part->zeros);
     if (kind == OUTPUT) memcpy(part->abs_sum, lanes->abs_sum, sizeof part->abs_sum);
-    if (kind == OUTPUT || kind == RECTIFIER) memcpy(part->sum, lanes->sum, sizeof part->sum);
-    if (kind == OUTPUT || kind == RECTIFIER) memcpy(part->square_sum, lanes->square_sum, sizeof part->square_sum);
+    if (HAS_SUMS(kind)) memcpy(part->sum, lanes->sum, sizeof part->sum);
+    if (HAS_SUMS(kind)) memcpy(part->square_sum, lanes->square_sum, sizeof part->square_sum);
 }
 
 INLINE void end_part(Lanes *lanes, const Lanes *part, int kind) {
@@ -133,26 +139,26 @@ INLINE void end_part(Lanes *lanes, const Lanes *part, int kind) {
     for (int lane = 0; lane < LANES; lane++) lanes->low[lane] = LESSER(lanes->low[lane], part->low[lane]);
     KEEP_LOOP
     for (int lane = 0; lane < LANES; lane++) lanes->high[lane] = GREATER(lanes->high[lane], part->high[lane]);
-    if (kind == INPUT || kind == SQUASHED) {
+    if (HAS_FLAT(kind)) {
         KEEP_LOOP
         for (int lane = 0; lane < LANES; lane++) lanes->flat[lane] += part->flat[lane];
     }
     if (kind != OUTPUT) memcpy(lanes->positive, part->positive, sizeof part->positive);
     if (kind == OUTPUT) memcpy(lanes->zeros, part->zeros, sizeof part->zeros);
     if (kind == OUTPUT) memcpy(lanes->abs_sum, part->abs_sum, sizeof part->abs_sum);
-    if (kind == OUTPUT || kind == RECTIFIER) memcpy(lanes->sum, part->sum, sizeof part->sum);
-    if (kind == OUTPUT || kind == RECTIFIER) memcpy(lanes->square_sum, part->square_sum, sizeof part->square_sum);
+    if (HAS_SUMS(kind)) memcpy(lanes->sum, part->sum, sizeof part->sum);
+    if (HAS_SUMS(kind)) memcpy(lanes->square_sum, part->square_sum, sizeof part->square_sum);
 }
 
 static int is_finite(double value) { return value - value == 0; }
 
-/* Count `n` inputs of a RECTIFIER one by one, as some are not finite or have squares beyond a float. The first of them
+/* Count `n` inputs of what RECTIFIES one by one, as some are not finite or have squares beyond a float. The first of them
  * stands in row `row` of all, and they are `step` values apart. */
 static void count_carefully(const int32_t *x, Size n, Size step, Size row, Size positions, Size unit, Size units,
-                            const Counts *c) {
+                            const Counts *c, int kind) {
     for (Size i = 0; i < n; i++) {
         const int32_t bits = x[i * step], key = key_of(bits), magnitude = bits & 0x7fffffff;
-        const double value = float_of(bits);
+        const double value = float_of(bits), output = float_of(kind == CLIPPED ? LESSER(bits, c->border_high) : bits);
         c->nonfinite[unit] += magnitude >= INFINITE;
         if (c->silent && c->silent[unit]) {
             c->plain_sum[unit] += value;
@@ -166,17 +172,20 @@ static void count_carefully(const int32_t *x, Size n, Size step, Size row, Size 
         c->high[unit] = GREATER(c->high[unit], key);
         c->positive[unit] += key > 0;
         if (c->on) c->on[(row + i) / positions * units + unit] |= key > c->border_on;
-        if (magnitude < INFINITE && key > 0) {
-            c->sum[unit] += value;
-            c->square_sum[unit] += value * value;
+        if (kind == CLIPPED) c->flat[unit] += (key <= c->border_low) | (key >= c->border_high);
+        if (key > 0 && is_finite(output)) {
+            c->sum[unit] += output;
+            c->square_sum[unit] += output * output;
         }
     }
 }
 
-/* Write max(x, 0) as torch does: -0 and NaN stay as they are. */
-INLINE void rectify(const int32_t *x, int32_t *out, Size n) {
-    for (Size i = 0; i < n; i++) /* negative from just below 0 down to infinity */
-        out[i] = (uint32_t)x[i] - 0x80000001u < INFINITE ? 0 : x[i];
+/* Write max(x, 0), and no more than a border, as torch does: -0 and NaN stay as they are. */
+INLINE void rectify(const int32_t *x, int32_t *out, Size n, const Counts *c, int kind) {
+    for (Size i = 0; i < n; i++) { /* negative from just below 0 down to infinity */
+        const int32_t kept = (uint32_t)x[i] - 0x80000001u < INFINITE ? 0 : x[i];
+        out[i] = kind == CLIPPED && kept > c->border_high && kept <= INFINITE ? c->border_high : kept;
+    }
 }
 
 /* Tell whether the plain sums of values are asked for: they are not where a unit is on among them, and so not silent. */
@@ -217,7 +226,7 @@ INLINE int32_t either(const int32_t *told) {
 /* What there is among the values of a piece. */
 enum { IS_ON = 1, IS_BAD = 2 };
 
-/* Up to BLOCK values of a unit, as a part of `lanes`; nothing is counted if one of a RECTIFIER's is not finite, which
+/* Up to BLOCK values of a unit, as a part of `lanes`; nothing is counted if one is not finite of what RECTIFIES, which
  * IS_BAD. `end` is the end of the memory. */
 INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *end, const Counts *c, int kind) {
     const Size whole = n / LANES;
@@ -243,7 +252,7 @@ INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *en
     for (int lane = 0; lane < LANES; lane++) {
         const int32_t is_on = kind == SQUASHED ? part.flat[lane] < (int)whole + (lane < left) : part.high[lane] > c->border_on;
         const int32_t is_bad = (part.low[lane] <= -INFINITE - 1) | (part.high[lane] >= INFINITE);
-        told[lane] = is_on * IS_ON | (kind == RECTIFIER ? is_bad * IS_BAD : 0);
+        told[lane] = is_on * IS_ON | (RECTIFIES(kind) ? is_bad * IS_BAD : 0);
     }
     const int32_t any = either(told);
     if (!(any & IS_BAD)) end_part(lanes, &part, kind);
@@ -277,20 +286,21 @@ INLINE void add_pieces(Lanes *lanes, const int32_t *x, Size units, Size position
         FOLD(lanes->positive, ADD)
         c->positive[unit] += lanes->positive[0];
     }
-    if (kind == INPUT || kind == SQUASHED) {
+    if (HAS_FLAT(kind)) {
         FOLD(lanes->flat, ADD)
         c->flat[unit] += lanes->flat[0];
-    } else {
+    }
+    if (HAS_SUMS(kind)) {
         FOLD(lanes->sum, ADD)
         FOLD(lanes->square_sum, ADD)
         double sum = lanes->sum[0], square_sum = lanes->square_sum[0];
-        if (kind == RECTIFIER && !is_finite(square_sum)) { /* squares beyond a float; positive values are still there */
+        if (RECTIFIES(kind) && !is_finite(square_sum)) { /* squares beyond a float; positive values are still there */
             sum = square_sum = 0;
             for (Size number = from; number < to; number++) {
                 const Piece piece = piece_at(number, positions);
                 const int32_t *row = x + (piece.sample * units + unit) * positions + piece.start;
                 for (Size i = 0; i < piece.n; i++) {
-                    const double value = row[i] > 0 ? float_of(row[i]) : 0;
+                    const double value = row[i] > 0 ? float_of(kind == CLIPPED ? LESSER(row[i], c->border_high) : row[i]) : 0;
                     sum += value;
                     square_sum += value * value;
                 }
@@ -334,18 +344,18 @@ INLINE void count_rows(const int32_t *x, Size samples, Size units, Size position
                     if (told & IS_BAD) {
                         add_pieces(&lanes[i], x, units, positions, unit, from[i], number, c, kind);
                         from[i] = number + 1;
-                        count_carefully(values, n, 1, sample * positions + start, positions, unit, units, c);
+                        count_carefully(values, n, 1, sample * positions + start, positions, unit, units, c, kind);
                     } else {
                         if (c->on) c->on[at] |= told & IS_ON;
                         if (is_to_be_summed(c, unit, told & IS_ON, kind))
                             add_plain(values, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
                     }
-                    if (kind == RECTIFIER && c->out && !is_short) rectify(values, c->out + at * positions + start, n);
+                    if (RECTIFIES(kind) && c->out && !is_short) rectify(values, c->out + at * positions + start, n, c, kind);
                 }
             }
-            if (kind == RECTIFIER && c->out && is_short) {
+            if (RECTIFIES(kind) && c->out && is_short) {
                 const Size at = (sample * units + left) * positions;
-                rectify(x + at, c->out + at, width * positions);
+                rectify(x + at, c->out + at, width * positions, c, kind);
             }
         }
         for (Size i = 0; i < width; i++)
@@ -363,27 +373,29 @@ INLINE void add_units(const Lanes *lanes, Size first, int width, const Counts *c
     } else {
         for (int i = 0; i < width; i++) c->positive[first + i] += lanes->positive[i];
     }
-    if (kind == INPUT || kind == SQUASHED) {
+    if (HAS_FLAT(kind)) {
         for (int i = 0; i < width; i++) c->flat[first + i] += lanes->flat[i];
-    } else {
+    }
+    if (HAS_SUMS(kind)) {
         for (int i = 0; i < width; i++) c->sum[first + i] += lanes->sum[i];
         for (int i = 0; i < width; i++) c->square_sum[first + i] += lanes->square_sum[i];
     }
 }
 
-/* Count a tile of a RECTIFIER unit by unit, as in some the values are not finite or their squares beyond a float. */
+/* Count a tile of what RECTIFIES unit by unit, as in some the values are not finite or their squares beyond a float. */
 static void add_one_by_one(const Lanes *lanes, const int32_t *x, Size top, Size height, Size first, int width, Size units,
-                           Size positions, const Counts *c) {
+                           Size positions, const Counts *c, int kind) {
     for (int i = 0; i < width; i++) {
         const Size unit = first + i;
         const int is_silent = c->silent && c->silent[unit];
         if (is_silent || lanes->low[i] <= -INFINITE - 1 || lanes->high[i] >= INFINITE || !is_finite(lanes->square_sum[i])) {
-            count_carefully(x + i, height, units, top, positions, unit, units, c);
+            count_carefully(x + i, height, units, top, positions, unit, units, c, kind);
             continue;
         }
         c->low[unit] = LESSER(c->low[unit], lanes->low[i]);
         c->high[unit] = GREATER(c->high[unit], lanes->high[i]);
         c->positive[unit] += lanes->positive[i];
+        if (HAS_FLAT(kind)) c->flat[unit] += lanes->flat[i];
         c->sum[unit] += lanes->sum[i];
         c->square_sum[unit] += lanes->square_sum[i];
     }
@@ -418,11 +430,11 @@ INLINE void count_tile(const int32_t *x, Size top, Size height, Size first, int 
             end_part(&lanes, &part, kind);
         }
     int any_bad = 0, any_silent = 0;
-    for (int lane = 0; lane < LANES && kind == RECTIFIER; lane++)
+    for (int lane = 0; lane < LANES && RECTIFIES(kind); lane++)
         any_bad |= (lanes.low[lane] <= -INFINITE - 1) | (lanes.high[lane] >= INFINITE) | !is_finite(lanes.square_sum[lane]);
     for (int i = 0; i < width; i++) any_silent |= is_to_be_summed(c, first + i, lanes.high[i] > c->border_on, kind);
     if (any_bad) {
-        add_one_by_one(&lanes, x, top, height, first, width, units, positions, c);
+        add_one_by_one(&lanes, x, top, height, first, width, units, positions, c, kind);
         return;
     }
     if (width == LANES)
@@ -469,8 +481,8 @@ INLINE void count_columns(const int32_t *x, Size samples, Size units, Size posit
                                               : (key > c->border_on) & (key <= INFINITE);
                 }
             }
-            for (Size r = 0; r < height && kind == RECTIFIER && c->out; r++)
-                rectify(x + at + r * units, c->out + at + r * units, width);
+            for (Size r = 0; r < height && RECTIFIES(kind) && c->out; r++)
+                rectify(x + at + r * units, c->out + at + r * units, width, c, kind);
         }
 }
 
@@ -486,12 +498,14 @@ DEFINE(RECTIFIER, rectifier)
 DEFINE(INPUT, input)
 DEFINE(SQUASHED, squashed)
 DEFINE(OUTPUT, output)
+DEFINE(CLIPPED, clipped)
 
 typedef void (*Kernel)(const int32_t *, Size, Size, Size, Size, Size, const Counts *);
-static const Kernel KERNELS[4][2] = {{rectifier_rows, rectifier_columns},
+static const Kernel KERNELS[5][2] = {{rectifier_rows, rectifier_columns},
                                      {input_rows, input_columns},
                                      {squashed_rows, squashed_columns},
-                                     {output_rows, output_columns}};
+                                     {output_rows, output_columns},
+                                     {clipped_rows, clipped_columns}};
 
 /* What the threads of one call share. Each counts units of its own, so that no sum depends on their number. */
 typedef struct {
@@ -551,8 +565,10 @@ static void add(const Counts *c, const Totals *t, Size units, int64_t n, int kin
             t->positive[u] += c->positive[u];
             t->flat[u] += kind == RECTIFIER ? n - c->positive[u] - c->nan[u] : c->flat[u];
         }
-        if (kind == RECTIFIER) { /* the output is 0 exactly where the input is not above 0 */
-            if (is_seen) extend(&t->output_low[u], &t->output_high[u], low > 0 ? low : 0, high > 0 ? high : 0);
+        if (RECTIFIES(kind)) { /* the output is 0 exactly where the input is not above 0 */
+            const double top = kind == CLIPPED ? float_of(c->border_high) : high;
+            if (is_seen) extend(&t->output_low[u], &t->output_high[u], low > top ? top : low > 0 ? low : 0,
+                                high > top ? top : high > 0 ? high : 0);
             t->zeros[u] += n - c->positive[u] - c->nan[u];
             t->nonfinite[u] += c->nonfinite[u];
             t->abs_sum[u] += c->sum[u];
@@ -576,8 +592,8 @@ static const char COUNT_DOC[] =
     "      threads, out)\n"
     "--\n\n"
     "Count float32 values at the address `data` and add to `totals`, a tuple of addresses; 0 leaves `silent`, `on`\n"
-    "or `out` out. A rectifier also writes max(x, 0) to the address `out`, which may be `data`. Return False, with\n"
-    "nothing added, where a value or its square is not finite and the kind is no rectifier.";
+    "or `out` out. A rectifier, clipped or not, also writes its output to the address `out`, which may be `data`.\n"
+    "Return False, with nothing added, where a value or its square is not finite and the kind is no rectifier.";
 
 static PyObject *count(PyObject *self, PyObject *args) {
     int kind, units_last, threads;
@@ -588,7 +604,7 @@ static PyObject *count(PyObject *self, PyObject *args) {
                           &t[0], &t[1], &t[2], &t[3], &t[4], &t[5], &t[6], &t[7], &t[8], &t[9], &t[10], &t[11],
                           &t[12], &silent, &on, &border_low, &border_high, &border_on, &threads, &out))
         return NULL;
-    if (kind < RECTIFIER || kind > OUTPUT || threads < 1 || samples < 0 || units < 0 || positions < 0) {
+    if (kind < RECTIFIER || kind > CLIPPED || threads < 1 || samples < 0 || units < 0 || positions < 0) {
         PyErr_SetString(PyExc_ValueError, "no such kind of count, a negative size, or no thread");
         return NULL;
     }
@@ -616,7 +632,7 @@ static PyObject *count(PyObject *self, PyObject *args) {
         c.high[u] = INT32_MIN;
     }
     count_all(KERNELS[kind][units_last != 0], (const int32_t *)(uintptr_t)data, samples, units, positions, &c, threads);
-    for (size_t u = 0; u < n && kind != RECTIFIER; u++)
+    for (size_t u = 0; u < n && !RECTIFIES(kind); u++)
         finite &= c.low[u] > -INFINITE - 1 && c.high[u] < INFINITE && is_finite(c.square_sum[u]) &&
                   is_finite(c.plain_square_sum[u]);
     if (finite) add(&c, &totals, units, (int64_t)samples * positions, kind);

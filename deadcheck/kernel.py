@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deadcheck.activations import Activation
@@ -47,6 +48,8 @@ class Kind(IntEnum):
     INPUT = 1
     SQUASHED = 2
     OUTPUT = 3
+    CLIPPED = 4
+    """A RECTIFIER with a ceiling."""
 
 
 def is_built() -> bool:
@@ -54,16 +57,26 @@ def is_built() -> bool:
     return _BUILT
 
 
-def writes_relu() -> bool:
-    """Tell whether the kernel writes the very bits that ``torch.relu`` does here, zeros and tiny numbers included."""
-    x = torch.tensor([-0.0, 0.0, 1.0, -1.0, 1e-42, -1e-42, math.inf, -math.inf] * 9)
+WRITTEN = {
+    torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True,
+    torch.ops.aten.hardtanh.default: False, torch.ops.aten.hardtanh_.default: True,
+}  # fmt: skip
+"""Operators whose output the kernel can write, and whether they do so in place."""
+
+
+def writes_as_torch() -> bool:
+    """Tell whether the kernel writes the very bits that torch does here, zeros and tiny numbers included."""
+    x = torch.tensor([-0.0, 0.0, 1.0, -1.0, 1e-42, -1e-42, math.inf, -math.inf, 6.0, 7.0] * 9)
     totals = {name: torch.zeros(1, dtype=torch.int64 if name in _COUNTS else torch.float64) for name in TOTALS}
     out, at = torch.empty_like(x), tuple(totals[name].data_ptr() for name in TOTALS)
-    _counting.count(
-        Kind.RECTIFIER, False, x.data_ptr(), 1, 1, len(x), at, 0, 0, 0.0, 0.0, 0.0, 1, out.data_ptr()
-    )  # fmt: skip
-    bits = out.view(torch.int32)
-    return all(torch.equal(y.view(torch.int32), bits) for y in (torch.relu(x), x.clone().relu_()))
+
+    def is_same(kind: Kind, high: float, run: Callable[[Tensor], Tensor]) -> bool:
+        _counting.count(kind, False, x.data_ptr(), 1, 1, len(x), at, 0, 0, 0.0, high, 0.0, 1, out.data_ptr())
+        return torch.equal(run(x.clone()).view(torch.int32), out.view(torch.int32))
+
+    relus = all(is_same(Kind.RECTIFIER, math.inf, run) for run in (torch.relu, torch.relu_))
+    clips = (lambda x: F.hardtanh(x, 0, 6), lambda x: F.hardtanh_(x, 0, 6))
+    return relus and all(is_same(Kind.CLIPPED, 6.0, run) for run in clips)
 
 
 _MULTIPLY = ("leaky_relu", "prelu", "rrelu", "elu")
@@ -82,8 +95,15 @@ class Kernel:
             self.input_kind = Kind.SQUASHED
         elif activation.family is Family.RECTIFIER and activation.low == 0 and activation.name not in _MULTIPLY:
             self.input_kind = Kind.RECTIFIER
+        elif activation.family is Family.CLIPPED and activation.low == 0 < activation.high:
+            self.input_kind = Kind.CLIPPED
         else:
             self.input_kind = Kind.INPUT
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether the output is counted with the input, and can be written."""
+        return self.input_kind in (Kind.RECTIFIER, Kind.CLIPPED)
 
     def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
         """Count an input and set ``on``, shape (rows, units), to what was on; if it cannot, return False.
@@ -95,7 +115,7 @@ class Kernel:
 
     def count_output(self, h: Ordered) -> bool:
         """Count an output; False, with nothing counted, if it cannot. A rectifier's was counted with its input."""
-        return self.input_kind is Kind.RECTIFIER or self._count(Kind.OUTPUT, h, 0, 0)
+        return self.rectifies or self._count(Kind.OUTPUT, h, 0, 0)
 
     def rectify(
         self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, out: Tensor, *, units_last: bool
@@ -105,7 +125,7 @@ class Kernel:
         ``z`` and ``out`` may be the same; their shape is (rows, units, positions), or (rows, positions, units).
         """
         _counting.count(
-            Kind.RECTIFIER,
+            self.input_kind,
             units_last or positions == 1,  # the same memory, and rows of 1 are slow
             z.data_ptr(),
             rows,

@@ -48,8 +48,6 @@ _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
-_RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-
 _running = threading.local()
 
 _THIS_FILE = sys._getframe().f_code.co_filename
@@ -140,7 +138,7 @@ class Probe:
         self._exit = ExitStack()
         self._repeats: Probe | None = None
         self._is_stopped = False
-        self._writes_relu = kernel.is_built() and kernel.writes_relu()
+        self._written = kernel.WRITTEN if kernel.is_built() and kernel.writes_as_torch() else {}
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
@@ -505,16 +503,16 @@ class Probe:
         self._stop_if_told()
         started, (record, _, layout, rows, _) = time.perf_counter(), met.seen
         counter, output = self._counter(record), None
-        if func in _RELUS and self._writes_relu:
-            output = counter.rectify(z, layout, rows, in_place=func is _RELUS[1])
+        if func in self._written:
+            output = counter.rectify(z, layout, rows, in_place=self._written[func])
         if output is None:
             counter.see_input(z, layout, rows)
             self._seconds -= time.perf_counter()
             output = func(*args)
             self._seconds += time.perf_counter()
             counter.see_output(_first(output), layout, rows)
-            if met.bends:
-                batch.suspects.curve(z, _first(output))
+        if met.bends:
+            batch.suspects.curve(z, _first(output))
         self._follow.steps.go(step)
         batch.met.append(met)
         for tensor in tensors_of(output):
@@ -539,19 +537,18 @@ class Probe:
             return self._activate_glu(func, act, args, kwargs, flow)
         seen = self._prepare(z, flow, act, None if kwargs else (func, args))
         counter = self._counter(seen.record)
-        if self._writes_relu and func in _RELUS and self.watch is None:
+        output = None
+        if self.watch is None and func in self._written:
             with self.aside():
-                written = counter.rectify(z, seen.layout, seen.rows, in_place=func is _RELUS[1])
-            if written is not None:
-                self._after(written)
-                return written
-        with self.aside():
-            counter.see_input(z, seen.layout, seen.rows)
-            if self.watch is not None:
-                self.watch(self, seen.record, z, seen.flow)
-        output = func(*args, **kwargs)
-        with self.aside():
-            counter.see_output(_first(output), seen.layout, seen.rows)
+                output = counter.rectify(z, seen.layout, seen.rows, in_place=self._written[func])
+        if output is None:
+            with self.aside():
+                counter.see_input(z, seen.layout, seen.rows)
+                if self.watch is not None:
+                    self.watch(self, seen.record, z, seen.flow)
+            output = func(*args, **kwargs)
+            with self.aside():
+                counter.see_output(_first(output), seen.layout, seen.rows)
         self._after(output)
         if act.family in activations.BENDS:
             self._batch.suspects.curve(z, _first(output))

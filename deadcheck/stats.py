@@ -109,12 +109,12 @@ class SiteCounter:
         return kernel.Kernel(self.activation, {**self._counts, **self._extremes, **sums})
 
     def rectify(self, tensor: Tensor, layout: Plan, rows: Rows, *, in_place: bool) -> Tensor | None:
-        """Count a call of ``torch.relu`` and run it in the same pass over the memory; None, with nothing done, if not.
+        """Count one of ``kernel.WRITTEN`` and run it in the same pass over the memory; None, with nothing done, if not.
 
-        The bits are those of torch (see ``kernel.writes_relu``).
+        The bits are those of torch (see ``kernel.writes_as_torch``).
         """
         compiled, is_all = self._kernel, self._asked is None and rows.keep is None
-        if compiled is None or compiled.input_kind is not kernel.Kind.RECTIFIER or not is_all:
+        if compiled is None or not compiled.rectifies or not is_all:
             return None
         n = tensor.numel()
         if (

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deadcheck import kernel
@@ -25,6 +26,7 @@ COLUMNS = [
     for units in (1, 5, 16, 33, 127, 130, 300, 1030)
     for samples, positions in ((1, 1), (70, 1), (3, 30), (2, 260))
 ]
+RECTIFIERS = (kernel.Kind.RECTIFIER, kernel.Kind.CLIPPED)
 UNASKED = -1e300
 """Stands for a sum that may be anything."""
 
@@ -50,11 +52,11 @@ def counted(x: Tensor, kind: kernel.Kind, *, units_last: bool, out: Tensor | Non
     for name, value in (("input_min", 1), ("output_min", 1), ("input_max", -1), ("output_max", -1)):
         totals[name].fill_(value * math.inf)
     on = torch.zeros(samples, units, dtype=torch.bool)
-    silent = torch.arange(units) % 2 == 0
+    silent, low = torch.arange(units) % 2 == 0, 0.0 if kind in RECTIFIERS else -0.5
     done = kernel._counting.count(
         kind, units_last, x.data_ptr(), samples, units, x.shape[1 if units_last else 2],
         tuple(totals[name].data_ptr() for name in kernel.TOTALS),
-        silent.data_ptr(), on.data_ptr(), -0.5, 0.5, 0.0, 2, 0 if out is None else out.data_ptr(),
+        silent.data_ptr(), on.data_ptr(), low, 0.5, 0.0, 2, 0 if out is None else out.data_ptr(),
     )  # fmt: skip
     return done, {"on": on.numpy(), **{name: total.numpy() for name, total in totals.items()}}
 
@@ -77,12 +79,15 @@ def expected(x: np.ndarray, kind: kernel.Kind) -> dict[str, Any]:
         "silent_input_sum": np.where(silent == 1, x.sum(axes), silent),
         "silent_input_square_sum": np.where(silent == 1, (x * x).sum(axes), silent),
     }  # fmt: skip
-    if kind is kernel.Kind.RECTIFIER:
-        kept = np.where(finite & (x > 0), x, 0.0)
+    if kind in RECTIFIERS:
+        top = 0.5 if kind is kernel.Kind.CLIPPED else math.inf
+        kept = np.where(x > 0, np.minimum(x, top), 0.0)
+        kept[np.isinf(kept)] = 0.0
         return found | {
-            "zeros": (x <= 0).sum(axes), "flat": (x <= 0).sum(axes), "nonfinite": (~finite).sum(axes),
-            "output_min": np.where(low <= high, np.maximum(low, 0), low),
-            "output_max": np.where(low <= high, np.maximum(high, 0), high),
+            "zeros": (x <= 0).sum(axes), "flat": ((x <= 0) | (x >= top) & (top < math.inf)).sum(axes),
+            "nonfinite": (~finite).sum(axes),
+            "output_min": np.where(low <= high, np.clip(low, 0, top), low),
+            "output_max": np.where(low <= high, np.clip(high, 0, top), high),
             "output_sum": kept.sum(axes), "output_square_sum": (kept * kept).sum(axes),
         }  # fmt: skip
     inside = (x > -0.5) & (x < 0.5)
@@ -90,17 +95,20 @@ def expected(x: np.ndarray, kind: kernel.Kind) -> dict[str, Any]:
     return found | ({"on": inside.any(2)} if kind is kernel.Kind.SQUASHED else {})
 
 
+@pytest.mark.parametrize("kind", RECTIFIERS)
 @pytest.mark.parametrize("units_last", [False, True])
-def test_squares_beyond_a_float_are_summed_once_beside_a_row_that_is_not_finite(units_last: bool) -> None:
+def test_squares_beyond_a_float_are_summed_once_beside_a_row_that_is_not_finite(
+    units_last: bool, kind: kernel.Kind
+) -> None:
     x = values(6, 5, 20, None)
     x[1, 2, 3], x[4, 2, 7], x[2, 2, 1] = math.inf, 3e38, math.nan
     laid = (x.transpose(1, 2) if units_last else x).clone(memory_format=torch.contiguous_format)
 
-    done, found = counted(laid, kernel.Kind.RECTIFIER, units_last=units_last, out=laid)
+    done, found = counted(laid, kind, units_last=units_last, out=laid)
 
     assert done
-    compare(found, expected(x.double().numpy(), kernel.Kind.RECTIFIER), (6, 5, 20))
-    assert found["output_square_sum"][2] == pytest.approx(9e76, rel=1e-6)
+    compare(found, expected(x.double().numpy(), kind), (6, 5, 20))
+    assert kind is kernel.Kind.CLIPPED or found["output_square_sum"][2] == pytest.approx(9e76, rel=1e-6)
 
 
 @pytest.mark.parametrize("spoilt", SPOILED)
@@ -110,7 +118,7 @@ def test_counts_are_those_of_numpy(kind: kernel.Kind, units_last: bool, spoilt: 
     for size in COLUMNS if units_last else ROWS:
         x = values(*size, spoilt)
         laid = (x.transpose(1, 2) if units_last else x).clone(memory_format=torch.contiguous_format)
-        before, rectifies = laid.clone(), kind is kernel.Kind.RECTIFIER
+        before, rectifies = laid.clone(), kind in RECTIFIERS
         for out in (None, torch.empty_like(laid), laid) if rectifies else (None,):
             done, found = counted(laid, kind, units_last=units_last, out=out)
             if spoilt in (None, -0.0) or rectifies:
@@ -119,7 +127,8 @@ def test_counts_are_those_of_numpy(kind: kernel.Kind, units_last: bool, spoilt: 
             else:
                 assert not done or spoilt == 3e38
             if out is not None:
-                assert torch.equal(out.view(torch.int32), torch.relu(before).view(torch.int32)), size
+                wanted = F.hardtanh(before, 0, 0.5) if kind is kernel.Kind.CLIPPED else torch.relu(before)
+                assert torch.equal(out.view(torch.int32), wanted.view(torch.int32)), size
 
 
 def compare(found: dict[str, Any], wanted: dict[str, Any], size: tuple[int, int, int]) -> None:
