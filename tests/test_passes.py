@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -12,19 +13,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deadcheck
-from deadcheck import passes, pipeline, side_by_side
+from deadcheck import kernel, passes, pipeline, side_by_side
 from deadcheck.config import ScanSettings
 from deadcheck.diagnosis import Diagnosis
 from deadcheck.errors import ForwardError
 from deadcheck.formats import open_live
 from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.side_by_side import may_run_side_by_side
+from deadcheck.sites import SUMS
 
 
 @pytest.fixture(autouse=True)
@@ -352,11 +355,11 @@ def test_nothing_is_left_uncounted_where_openmp_gives_fewer_threads_than_torch_a
 
 
 class Written(nn.Module):
-    """ReLUs on memory of many orders, whose very outputs are kept."""
+    """ReLUs, clipped or not, on memory of many orders, whose very outputs are kept."""
 
-    def __init__(self, keep: Callable[[Tensor], None], *, in_place: bool) -> None:
+    def __init__(self, keep: Callable[[Tensor], None], rectify: Callable[..., Tensor], *, in_place: bool) -> None:
         super().__init__()
-        self.in_place = in_place
+        self.rectify, self.in_place = rectify, in_place
         self.keep = keep
 
     def forward(self, x: Tensor) -> Tensor:
@@ -371,33 +374,47 @@ class Written(nn.Module):
         ):
             z = z.clone(memory_format=torch.preserve_format)
             version = z._version
-            h = F.relu(z, inplace=self.in_place)
+            h = self.rectify(z, inplace=self.in_place)
             assert (h is z, z._version) == (self.in_place, version + self.in_place)
             self.keep(h)
         return x
 
 
+@pytest.mark.parametrize("rectify", [F.relu, F.relu6, functools.partial(F.hardtanh, min_val=0.0, max_val=0.1)])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("special", [(), (math.nan, -math.nan), (math.inf, -math.inf), (-0.0, 1e-42, -1e-42, 3e30)])
 def test_a_relu_that_is_counted_and_run_in_one_pass_gives_the_bits_of_torch(
-    in_place: bool, special: tuple[float, ...]
+    rectify: Callable[..., Tensor], in_place: bool, special: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     x.view(-1)[7 : 7 + 40 * len(special)] = torch.tensor([*special] * 40)
     bare: list[Tensor] = []
     seen: list[Tensor] = []
     with torch.no_grad():
-        Written(bare.append, in_place=in_place)(x)
+        Written(bare.append, rectify, in_place=in_place)(x)
 
-    diagnosis = deadcheck.scan(Written(seen.append, in_place=in_place), x, allow_nonfinite=True, batch_size=4)
+    twice = torch.cat([x, x])
+    options = {"allow_nonfinite": True, "batch_size": 4}
+    found = deadcheck.scan(Written(seen.append, rectify, in_place=in_place), twice, **options)  # type: ignore[arg-type]
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "is_built", lambda: False)
+        model = Written([].append, rectify, in_place=in_place)
+        slowly = deadcheck.scan(model, twice, **options)  # type: ignore[arg-type]
 
-    assert len(seen) == len(bare) == 7
-    for mine, theirs in zip(seen, bare, strict=True):
+    assert len(seen) == 2 * len(bare) == 14
+    for mine, theirs in zip(seen, bare * 2, strict=True):
         assert mine.stride() == theirs.stride()
         finite = ~theirs.isnan()
         assert torch.equal(mine.isnan(), theirs.isnan())
         assert torch.equal(mine[finite].view(torch.int32), theirs[finite].view(torch.int32))
-    assert sum(int(site.stats.zeros.sum()) for site in diagnosis) == sum(int((h == 0).sum()) for h in bare)
+    assert sum(int(site.stats.zeros.sum()) for site in found) == 2 * sum(int((h == 0).sum()) for h in bare)
+    exact = ("zeros", "positive", "flat", "nonfinite", "fired", "first_fired", "input_min", "input_max", "output_min",
+             "output_max")  # fmt: skip
+    for site, slow in zip(found, slowly, strict=True):
+        for name in exact:
+            np.testing.assert_array_equal(getattr(site.stats, name), getattr(slow.stats, name), err_msg=name)
+        for name in SUMS:
+            np.testing.assert_allclose(getattr(site.stats, name), getattr(slow.stats, name), rtol=1e-5, atol=1e-3)
 
 
 def test_waiting_for_data_and_running_the_model_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
