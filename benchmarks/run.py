@@ -25,6 +25,7 @@ SHORT: dict[str, list[str]] = {
     "counts": [],
     "startup": ["--rounds", "1"],
     "overhead": ["--only", "Convnet", "--batches", "2", "--rounds", "1", "--threads", "1", "--batch-sizes", "64"],
+    "steady": ["--only", "Convnet 64x32", "--batches", "2", "--threads", "1"],
     "growth": ["--only", "width", "--sizes", "64", "128", "--rounds", "1"],
     "memory": ["--only", "MLP", "--samples", "64"],
     "large_weights": ["--width", "256", "--layers", "2"],

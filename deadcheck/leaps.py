@@ -96,18 +96,20 @@ class Leaps:
             return None
         before, last, end, _ = leap
         own = layer.__dict__
-        if (
-            before.layer is layer
-            and before.source is follow.look(source)
-            and before.shape == source.shape
-            and follow.steps.is_at(end, last)
-            and before.attributes == LAYERS[type(layer)](own)
-            and _are_same(before.parameters, own["_parameters"].values())
-            and _are_same(before.buffers, own["_buffers"].values())
-            and _is_as_made(own)
-        ):
-            return leap
-        return None
+        try:
+            is_same = (
+                before.layer is layer
+                and before.source is follow.look(source)
+                and before.shape == source.shape
+                and follow.steps.is_at(end, last)
+                and before.attributes == LAYERS[type(layer)](own)
+                and _are_same(before.parameters, own["_parameters"].values())
+                and _are_same(before.buffers, own["_buffers"].values())
+                and _is_as_made(own)
+            )
+        except KeyError:  # somebody has taken an attribute away
+            return None
+        return leap if is_same else None
 
     def land(self, leap: Leap, output: Tensor, follow: Follower) -> None:
         """Go on behind a layer that ran unwatched."""
@@ -117,10 +119,16 @@ class Leaps:
     def begin(self, layer: nn.Module, source: Any, follow: Follower) -> Begun | None:
         """Note how one of the LAYERS begins that is watched."""
         known, own = follow.look(source), layer.__dict__
-        if type(source) is not Tensor or not isinstance(known, Flow) or layer.training or not _is_as_made(own):
+        if type(source) is not Tensor or not isinstance(known, Flow):
             return None
-        parameters, buffers = tuple(own["_parameters"].values()), tuple(own["_buffers"].values())
-        return Begun(layer, LAYERS[type(layer)](own), parameters, buffers, known, source.shape, follow.steps.count)
+        try:
+            if own["training"] or not _is_as_made(own):
+                return None
+            attributes = LAYERS[type(layer)](own)
+            parameters, buffers = tuple(own["_parameters"].values()), tuple(own["_buffers"].values())
+        except KeyError:  # made by an older torch, or taken apart
+            return None
+        return Begun(layer, attributes, parameters, buffers, known, source.shape, follow.steps.count)
 
     def end(self, begun: Begun, output: Any, follow: Follower) -> None:
         """Note what it did."""

@@ -325,7 +325,9 @@ class Probe:
         try:
             output = leap.begun.layer.forward(source)
         except BaseException:
+            self._where.enter(leap.begun.layer)
             self._failed(leap.begun.layer)
+            self._where.leave()
             raise
         finally:
             _push_mode(self._mode)

@@ -87,6 +87,18 @@ class Subclassed(Network):
         self.one = RectifiedConv(3, 8, 3)
 
 
+class Bereft(Network):
+    """Has lost what the file of an older torch may lack, and a forward pass does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del vars(self.one)["in_channels"], vars(self.two)["output_padding"]
+
+    def meddle(self, x: Tensor) -> None:
+        if self.calls == 4:
+            del vars(self.norm)["num_features"], vars(self.norm)["affine"]
+
+
 class Backwards(Network):
     """Turns round the order of its layers with the data."""
 
@@ -116,7 +128,7 @@ class Opens(Network):
             return self.head(x)
 
 
-KINDS = [Network, Strides, Regroups, Swaps, Hooked, Patched, Subclassed, Backwards, Opens]
+KINDS = [Network, Strides, Regroups, Swaps, Hooked, Patched, Subclassed, Bereft, Backwards, Opens]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +210,7 @@ def test_an_error_in_an_unwatched_layer_leaves_nothing_behind(
         return forward(self, *args)
 
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", failing)
-    with pytest.raises(ForwardError if error is ValueError else error, match="stopped"):
+    with pytest.raises(ForwardError if error is ValueError else error, match=r"(?s)two.*stopped|^stopped$"):
         deadcheck.scan(model, X, batch_size=6)
 
     assert times == [1, 1, 0, 0, 0, 0]
