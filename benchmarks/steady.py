@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from networks import NETWORKS
+from networks import NETWORKS, Form
 from overhead import hooked
 from timing import options, seconds, table, write
 from torch import Tensor, nn
@@ -98,9 +98,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="torch's threads [default: 2 1]")
     parser.add_argument("--only", default="", help="a network, or part of the names of some")
     args = parser.parse_args()
-    names = [args.only] if args.only in NETWORKS else [name for name in NETWORKS if args.only in name]
+    modules = [name for name in NETWORKS if NETWORKS[name].form is Form.MODULE]  # a scan copies a program, and marks it
+    names = [name for name in modules if args.only in name]
     if not names:
-        parser.error(f"no network has {args.only!r} in its name; there are: {', '.join(NETWORKS)}")
+        parser.error(f"no network has {args.only!r} in its name; there are: {', '.join(modules)}")
     found = []
     for threads in args.threads:
         torch.set_num_threads(threads)
