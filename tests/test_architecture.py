@@ -106,7 +106,7 @@ def sources() -> list[Path]:
 
 
 def test_every_file_has_a_name_of_its_own() -> None:
-    names = Counter(path.name for path in sources() if path.name not in ("__init__.py", "base.py"))
+    names = Counter(path.name for path in sources() if path.name not in ("__init__.py", "base.py", "conftest.py"))
 
     assert [name for name, count in names.items() if count > 1] == []
 
