@@ -79,6 +79,9 @@ def writes_as_torch() -> bool:
     return relus and all(is_same(Kind.CLIPPED, 6.0, run) for run in clips)
 
 
+TINY = 2.0**-126
+"""A ceiling below this may be 0 as a float, and so is every output then."""
+
 _MULTIPLY = ("leaky_relu", "prelu", "rrelu", "elu")
 """Rectifiers with a slope of 0, where an input of minus infinity gives 0 * -inf, which is NaN and not 0."""
 
@@ -95,7 +98,7 @@ class Kernel:
             self.input_kind = Kind.SQUASHED
         elif activation.family is Family.RECTIFIER and activation.low == 0 and activation.name not in _MULTIPLY:
             self.input_kind = Kind.RECTIFIER
-        elif activation.family is Family.CLIPPED and activation.low == 0 < activation.high:
+        elif activation.family is Family.CLIPPED and activation.low == 0 and activation.high > TINY:
             self.input_kind = Kind.CLIPPED
         else:
             self.input_kind = Kind.INPUT

@@ -504,14 +504,13 @@ class Probe:
         assert batch is not None
         self._stop_if_told()
         started, (record, _, layout, rows, _) = time.perf_counter(), met.seen
-        counter, output = self._counter(record), None
-        if func in self._written:
-            output = counter.rectify(z, layout, rows, in_place=self._written[func])
+        counter = self._counter(record)
+        output = self._rectify(counter, func, args, met.seen)
         if output is None:
             counter.see_input(z, layout, rows)
-            self._seconds -= time.perf_counter()
+            run = time.perf_counter()
             output = func(*args)
-            self._seconds += time.perf_counter()
+            started += time.perf_counter() - run
             counter.see_output(_first(output), layout, rows)
         if met.bends:
             batch.suspects.curve(z, _first(output))
@@ -521,6 +520,13 @@ class Probe:
             self._follow.learn(tensor, step.knowns[0])
         self._seconds += time.perf_counter() - started
         return output
+
+    def _rectify(self, counter: SiteCounter, func: Any, args: Args, seen: Seen) -> Tensor | None:
+        """Run and count an activation in one pass, where the kernel can; None, with nothing done, where not."""
+        in_place = self._written.get(func)
+        if in_place is None or (len(args) > 1 and math.copysign(1.0, args[1]) < 0):  # a border of -0 is written too
+            return None
+        return counter.rectify(args[0], seen.layout, seen.rows, in_place=in_place)
 
     def _activate(
         self, func: Any, name: str, act: Activation, z: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -540,9 +546,9 @@ class Probe:
         seen = self._prepare(z, flow, act, None if kwargs else (func, args))
         counter = self._counter(seen.record)
         output = None
-        if self.watch is None and func in self._written:
+        if self.watch is None and not kwargs:
             with self.aside():
-                output = counter.rectify(z, seen.layout, seen.rows, in_place=self._written[func])
+                output = self._rectify(counter, func, args, seen)
         if output is None:
             with self.aside():
                 counter.see_input(z, seen.layout, seen.rows)

@@ -192,7 +192,8 @@ class SiteCounter:
         if self._in_kernel and self._kernel is not None and self._kernel.count_output(h):
             return
         self._sum_output(h)
-        if self.activation.low == 0 and self._bad_input is None and not self._in_kernel:
+        is_zero_below = self.activation.low == 0 and self.activation.high > kernel.TINY
+        if is_zero_below and self._bad_input is None and not self._in_kernel:
             # 0 exactly where the input is not above 0; but 0 * -inf, as in leaky_relu(x, 0), is NaN.
             self._counts["zeros"] += n - self._call_positive
         else:
@@ -350,7 +351,9 @@ class SiteCounter:
         elif act.low > -math.inf and bool((low <= act.low).any()):
             self._counts["flat"] += counted(z, torch.le, act.low, self._scratch)
         if act.high < math.inf and bool((high >= act.high).any()):
-            self._counts["flat"] += counted(z, torch.ge, act.high, self._scratch)
+            # A ceiling that rounds to 0 would count zeros on both sides.
+            ceiling = max(act.high, 2.0**-149) if act.low == 0 and z.values.dtype == torch.float32 else act.high
+            self._counts["flat"] += counted(z, torch.ge, ceiling, self._scratch)
 
     def _nan_counts(self, z: Ordered) -> Tensor | int:
         if self._bad_input is None:
