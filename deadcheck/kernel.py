@@ -113,12 +113,11 @@ class Kernel:
 
         Moments of the input are summed for the units that are ``unfired``.
         """
-        silent = 0 if unfired is None else unfired.data_ptr()
-        return self._count(self.input_kind, z, silent, on.data_ptr())
+        return self._count_ordered(self.input_kind, z, unfired, on)
 
     def count_output(self, h: Ordered) -> bool:
         """Count an output; False, with nothing counted, if it cannot. A rectifier's was counted with its input."""
-        return self.rectifies or self._count(Kind.OUTPUT, h, 0, 0)
+        return self.rectifies or self._count_ordered(Kind.OUTPUT, h, None, None)
 
     def rectify(
         self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, out: Tensor, *, units_last: bool
@@ -127,41 +126,40 @@ class Kernel:
 
         ``z`` and ``out`` may be the same; their shape is (rows, units, positions), or (rows, positions, units).
         """
-        _counting.count(
-            self.input_kind,
+        self._count(self.input_kind, z, rows, positions, unfired, on, out, units_last=units_last)
+
+    def _count_ordered(self, kind: Kind, values: Ordered, unfired: Tensor | None, on: Tensor | None) -> bool:
+        x = values.values
+        if x.dtype != torch.float32 or x.shape[values.unit_dim] != self._n_units:
+            return False
+        positions = x.shape[values.position_dim]
+        return self._count(kind, x, x.shape[0], positions, unfired, on, None, units_last=values.units_last)
+
+    def _count(
+        self,
+        kind: Kind,
+        x: Tensor,
+        rows: int,
+        positions: int,
+        unfired: Tensor | None,
+        on: Tensor | None,
+        out: Tensor | None,
+        *,
+        units_last: bool,
+    ) -> bool:
+        return _counting.count(
+            kind,
             units_last or positions == 1,  # the same memory, and rows of 1 are slow
-            z.data_ptr(),
+            x.data_ptr(),
             rows,
             self._n_units,
             positions,
             self._totals,
             0 if unfired is None else unfired.data_ptr(),
-            on.data_ptr(),
+            0 if on is None else on.data_ptr(),
             *self._borders,
             torch.get_num_threads(),
-            out.data_ptr(),
-        )
-
-    def _count(self, kind: Kind, values: Ordered, silent: int, on: int) -> bool:
-        x = values.values
-        n_units, n_positions = x.shape[values.unit_dim], x.shape[values.position_dim]
-        if x.dtype != torch.float32 or n_units != self._n_units:
-            return False
-        address, totals = x.data_ptr(), self._totals
-        units_last = values.units_last or n_positions == 1
-        return _counting.count(
-            kind,
-            units_last,
-            address,
-            x.shape[0],
-            n_units,
-            n_positions,
-            totals,
-            silent,
-            on,
-            *self._borders,
-            torch.get_num_threads(),
-            0,
+            0 if out is None else out.data_ptr(),
         )
 
 

@@ -148,15 +148,11 @@ def form_of(func: Any, path: str, args: tuple[Any, ...], output: Any, inputs: In
     """Return the form of a call without keywords; None for one with tensors in lists or of classes of their own."""
     places = [place for place, arg in enumerate(args) if type(arg) in _TENSORS]
     plain = [(place, arg) for place, arg in enumerate(args) if place not in places]
-    outputs = (output,) if isinstance(output, Tensor) else output
-    if isinstance(outputs, (tuple, list)):
-        outputs = [tensor for tensor in outputs if tensor is not None]
+    outputs = (output,) if isinstance(output, Tensor) else [tensor for tensor in output if tensor is not None]
     writes = func._schema.is_mutable
     if len(places) != len(inputs) or not all(_is_plain(arg) for _, arg in plain):
         return None
-    if not isinstance(outputs, (tuple, list)) or not all(type(tensor) is Tensor for tensor in outputs):
-        return None
-    if writes and not isinstance(output, Tensor):
+    if not all(type(tensor) is Tensor for tensor in outputs) or (writes and not isinstance(output, Tensor)):
         return None
     n_before = places[-1] + 1 if places else 0
     return Form(
