@@ -61,18 +61,35 @@ Result = Sequence[Known | None]
 Rule = Callable[[Call], Result | None]
 
 
-def moved(move: Callable[[Flow, Call], Flow | None]) -> Rule:
-    """Make a rule of a function that moves the axes of the first argument."""
+def moved(move: Callable[[Flow, Call], Flow | None], *, takes_part: bool = False) -> Rule:
+    """Make a rule of a function that moves the axes of the first argument, or that ``takes_part`` of it, a view."""
+    return parted(lambda flow, call: [move(flow, call)], takes_part=takes_part)
+
+
+def parted(move: Callable[[Flow, Call], Sequence[Flow | None]], *, takes_part: bool = True) -> Rule:
+    """Make a rule of a function that takes the first argument apart into its outputs, which are views."""
 
     def rule(call: Call) -> Result | None:
         known = call.look(call.args[0])
         if isinstance(known, Weight):
-            return [known._replace(size=min(known.size, out.numel())) for out in call.outputs]
+            starts = [_start(call.args[0], out) if takes_part else 0 for out in call.outputs]
+            return [
+                known._replace(size=min(known.size, out.numel()), start=known.start + start)
+                for out, start in zip(call.outputs, starts, strict=True)
+            ]
         if known is None or known.axes is None:
             return [known] * len(call.outputs)
-        return [move(known, call)]
+        return move(known, call)
 
     return rule
+
+
+def _start(whole: Any, part: Any) -> int:
+    """Return at which element of a tensor a view of it begins."""
+    try:
+        return int(part.storage_offset() - whole.storage_offset())
+    except RuntimeError:  # no memory to look at, as of a sparse tensor
+        return 0
 
 
 def axes_of(flow: Flow) -> Axes:

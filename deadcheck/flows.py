@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deadcheck import picks, products
-from deadcheck.calls import Call, Result, Rule, axes_of, moved
+from deadcheck.calls import Call, Result, Rule, axes_of, moved, parted
 from deadcheck.layout import (
     CONSTANT,
     SAMPLE,
@@ -103,24 +103,18 @@ def _without_axis(flow: Flow, dim: int) -> Flow:
     return flow._replace(axes=axes[:dim] + axes[dim + 1 :])
 
 
-def _pieces(call: Call) -> Result | None:
-    known = call.look(call.args[0])
-    if not isinstance(known, Flow) or known.axes is None:
-        return [known] * len(call.outputs)
-    dim = call.argument(2, "dim", 0) % len(known.axes)
+def _pieces(flow: Flow, call: Call) -> list[Flow]:
+    dim = call.argument(2, "dim", 0) % len(axes_of(flow))
     start, out = 0, []
     for piece in call.outputs:
-        out.append(slice_axis(known, dim, start, piece.shape[dim]))
+        out.append(slice_axis(flow, dim, start, piece.shape[dim]))
         start += piece.shape[dim]
     return out
 
 
-def _unbind(call: Call) -> Result | None:
-    known = call.look(call.args[0])
-    if not isinstance(known, Flow) or known.axes is None:
-        return [known] * len(call.outputs)
-    dim = call.argument(1, "dim", 0) % len(known.axes)
-    return [_without_axis(slice_axis(known, dim, i, 1), dim) for i in range(len(call.outputs))]
+def _unbind(flow: Flow, call: Call) -> list[Flow]:
+    dim = call.argument(1, "dim", 0) % len(axes_of(flow))
+    return [_without_axis(slice_axis(flow, dim, i, 1), dim) for i in range(len(call.outputs))]
 
 
 def _stack(call: Call) -> Result | None:
@@ -333,10 +327,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("unsqueeze", "unsqueeze_"), moved(_unsqueeze)),
     **dict.fromkeys(("squeeze", "squeeze_"), moved(_squeeze)),
     **dict.fromkeys(("expand", "expand_copy", "broadcast_to"), moved(_expand)),
-    "slice": moved(_slice),
-    "select": moved(_select),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _pieces),
-    "unbind": _unbind,
+    "slice": moved(_slice, takes_part=True),
+    "select": moved(_select, takes_part=True),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"),
+                    parted(_pieces)),
+    "unbind": parted(_unbind),
     **dict.fromkeys(("cat", "concat"), picks.joined_along),
     "stack": _stack,
     **dict.fromkeys(
@@ -346,6 +341,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("mm", "bmm", "_sparse_mm"), products.product(0, 1)),
     **dict.fromkeys(("addmm", "addmm_", "_addmm_activation", "baddbmm", "_sparse_addmm"), products.product(1, 2)),
+    "_grouped_mm": products.grouped,
     "mv": products.vector_product,
     **dict.fromkeys(("linear", "mkldnn_linear", "_linear_pointwise", "linear_dynamic", "linear_relu_dynamic"),
                     products.linear),

@@ -139,8 +139,8 @@ class Follower:
         owner = path if path in self._holders[weight.name] else weight.owner
         self.ran.add(weight.owner)
         if not self._holders[weight.name]:  # a constant in the code of a frozen program
-            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.name, self.steps.serial)
-        return Feed(owner or weight.name, weight.name, self.steps.serial)
+            return Feed(_OPERATOR_NAMES.get(operator, operator), weight.identity, self.steps.serial)
+        return Feed(owner or weight.name, weight.identity, self.steps.serial)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

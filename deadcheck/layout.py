@@ -98,6 +98,14 @@ class Weight(NamedTuple):
     others: tuple[Weight, ...] = ()
     """Weights that stand beside it in one tensor, as those of an ensemble."""
 
+    start: int = 0
+    """Where a part of it begins in its memory: experts or layers that share one parameter are layers of their own."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other weights and from other parts of its own."""
+        return f"{self.name}[{self.start}]" if self.start else self.name
+
 
 CONSTANT = Weight("", "", parameter=False)
 """What is known of a tensor made from numbers in the code alone, such as positions."""

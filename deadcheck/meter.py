@@ -30,8 +30,8 @@ from deadcheck.whereabouts import Whereabouts
 
 Args = tuple[Any, ...]
 
-Watch = Callable[[SiteRecord, Tensor, Flow], None]
-"""Called at each activation with the record of the site, its input and the axes of that."""
+Watch = Callable[[SiteRecord | None, Tensor, Flow | None], None]
+"""Called at each activation with the record of the site (None where nothing is counted), its input and its axes."""
 
 NOT_THE_MODELS = {sys._getframe().f_code.co_filename}
 """Files whose code stands between an activation and the code of the model that calls it."""
@@ -176,6 +176,7 @@ class Meter:
         if is_gate or z.numel() == 0 or z.is_complex():
             if z.is_complex():
                 self.skip(str(func), "complex values have no sign; not measured")
+            self.pass_over(z)
             output = func(*args, **kwargs)
             self._pass_by(output, flow, act)
             return output
@@ -185,6 +186,11 @@ class Meter:
         output = self._counted(step.met.seen, z, func, args, kwargs)
         self._came_out(output, step, z)
         return output
+
+    def pass_over(self, z: Tensor) -> None:
+        """Tell who watches of an activation call that is not counted: it takes its turn among those that are."""
+        if self._watch is not None:
+            self._watch(None, z, None)
 
     def see_recurrent(self, kind: str, source: Any, output: Any, module: nn.Module | None = None) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""

@@ -10,12 +10,20 @@ from deadcheck import activations, flows, fused, suspects
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
 _NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
 
-Trains = tuple[Callable[[tuple[Any, ...]], bool], str]
-_TRAINS: dict[str, Trains] = {
+Remark = tuple[Callable[[tuple[Any, ...]], bool], str]
+_EXPERTS = (
+    "multiplies groups of rows by matrices of their own, as experts do; each unit was counted over all groups, so one "
+    "that is dead in a single expert does not show"
+)
+_REMARKS: dict[str, Remark] = {
     "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
     "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
+    "_grouped_mm": (
+        lambda args: args[1].dim() == 3,
+        _EXPERTS,
+    ),
 }
 
 
@@ -34,8 +42,8 @@ class Operator(NamedTuple):
     in_parts: Any
     """Runs it as the operators that it hides."""
 
-    trains: Trains | None
-    """Tells by its arguments whether it does what a deployed model does not, and what that is."""
+    remark: Remark | None
+    """Tells by its arguments whether a report is to say something of a call, and what that is."""
 
     is_plain: bool
     """Whether it can neither be nor complete an activation."""
@@ -59,4 +67,4 @@ def operator_of(func: Any) -> Operator:
     elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
         unseen = "an activation fused with its layer; its input cannot be seen"
     is_plain = resolve is None and in_parts is None and name not in _NOT_PLAIN
-    return Operator(name, rule, resolve, in_parts, _TRAINS.get(name), is_plain, unseen)
+    return Operator(name, rule, resolve, in_parts, _REMARKS.get(name), is_plain, unseen)

@@ -39,7 +39,7 @@ class PreActivations:
 
     def __call__(self, probe: Any, record: Any, z: Tensor, flow: Any) -> None:
         """Take in the inputs of one call."""
-        if record.activation.family not in _FAMILIES:
+        if record is None or record.activation.family not in _FAMILIES:
             return
         seen = self.counts.setdefault(id(record), _Counts(record))
         values = z.detach().double().flatten()

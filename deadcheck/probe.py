@@ -46,8 +46,8 @@ NOT_THE_MODELS.add(sys._getframe().f_code.co_filename)
 _pop_mode, _push_mode = torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
 
 
-Watch = Callable[["Probe", SiteRecord, Tensor, Flow], None]
-"""Called at each activation with the probe, the record of the site, its input and the axes of that."""
+Watch = Callable[["Probe", SiteRecord | None, Tensor, Flow | None], None]
+"""Called at each activation with the probe, and what ``meter.Watch`` is called with."""
 
 
 class Probe:
@@ -181,6 +181,11 @@ class Probe:
     def failure(self) -> tuple[str, nn.Module]:
         """Path and module that ran when the forward pass raised; the model itself where it is not known."""
         return self._failure or ("", self.model)
+
+    @property
+    def path(self) -> str:
+        """Path of the module that runs; empty for the model itself."""
+        return self._where.path
 
     @property
     def place(self) -> Place | None:
@@ -352,11 +357,14 @@ class Probe:
                     return self._run_in_parts(known, args, kwargs)
                 meter.skip(str(func), "runs on nested tensors: an activation inside it cannot be seen")
             activation = known.resolve(args, kwargs) if known.resolve is not None else None
-            if activation is not None and (z := self._input(name, args)) is not None:
-                return meter.run(activation, z, func, args, kwargs)
-        if known.trains is not None and known.trains[0](args):
+            if activation is not None:
+                z = self._input(name, args)
+                if z is not None:
+                    return meter.run(activation, z, func, args, kwargs)
+                meter.pass_over(args[0])
+        if known.remark is not None and known.remark[0](args):
             path = self._where.path
-            self._notes.setdefault((name, path), f"{path or 'the model'}: {known.trains[1]}")
+            self._notes.setdefault((name, path), f"{path or 'the model'}: {known.remark[1]}")
         if running.is_autocast and not is_autocast(func):
             with as_called():
                 output = func(*args, **kwargs)

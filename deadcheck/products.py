@@ -138,6 +138,15 @@ def linear(call: Call) -> Result | None:
     return [Flow((*lead, units(call.shape[-1])), call.feeds(weight), "linear", rows=rows_of(known))]
 
 
+def grouped(call: Call) -> Result | None:
+    """Carry a product of each group of rows, (rows, features), with a matrix of its own: the columns are units."""
+    known, weight = call.look(call.args[0]), call.weight(1)
+    if weight is None or len(call.shape) != 2 or isinstance(known, Weight):
+        return None
+    rows = demote(axes_or_fresh(known, call.args[0], call.batch)[0])
+    return [Flow((rows, units(call.shape[1])), call.feeds(weight), "linear", rows=rows_of(known))]
+
+
 def convolution(call: Call) -> Result | None:
     """Carry a convolution: channels are units; a fixed filter of each channel, as a blur, leaves them as they were."""
     shape, known, weight = call.shape, call.look(call.args[0]), call.weight(1)

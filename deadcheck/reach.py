@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -37,8 +37,11 @@ class Reach:
 Step = tuple[str, Way]
 """Module path, and the way to a call in its code."""
 
+LEFT = object()
+"""Stands for a site at calls that nothing is counted at, as those on weights alone: they are left as they are."""
+
 Run = tuple[Any, ...]
-"""Records of sites in the order in which one way led to them in a forward pass."""
+"""Records of sites in the order in which one way led to them in a forward pass; None for a call without rows."""
 
 
 class Sightings:
@@ -64,19 +67,22 @@ class Sightings:
         self._pass: dict[Step, list[Any]] = {}
         self._number = -1
 
-    def __call__(self, probe: Any, record: Any, z: Tensor, flow: Flow) -> None:
+    def __call__(self, probe: Any, record: Any, z: Tensor, flow: Flow | None) -> None:
         """Take in one call of an activation."""
         if probe.passes != self._number:
             self.finish()
             self._number = probe.passes
+        step = (probe.path, way_to(sys._getframe(1), self.stop))
+        if record is None:
+            self._pass.setdefault(step, []).append(LEFT if z.numel() else None)
+            return
+        self._pass.setdefault(step, []).append(record)
         if id(record) not in self.layouts:
             self.records.append(record)
-        layout = layout_of(flow.axes) if flow.axes is not None else None
+        layout = layout_of(flow.axes) if flow is not None and flow.axes is not None else None
         self.layouts.setdefault(id(record), set()).add((layout, z.dim()))
         if probe.place is not None:
             self.operators.setdefault(id(record), set()).add(probe.place.number)
-        step = (record.module, way_to(sys._getframe(1), self.stop))
-        self._pass.setdefault(step, []).append(record)
 
     def layouts_of(self, key: str) -> set[tuple[str | None, int]]:
         """Return the layouts of the units of a site, and the numbers of axes, that were met."""
@@ -160,7 +166,7 @@ def reaches(
             found.update({record.key: Reach(reason=reason) for record in wanted})
             continue
         steps = {step[1]: runs for step, runs in sightings.turns.items() if step[0] == path}
-        found.update(_by_calls(wanted, steps, action))
+        found.update(_by_calls(wanted, steps, lambda record: None if record is LEFT else action(record)))
     return found
 
 
@@ -240,14 +246,14 @@ def _by_calls(
     wanted: Sequence[Any], steps: Mapping[Way, set[Run]], action: Callable[[Any], Hashable]
 ) -> dict[str, Reach]:
     calls: dict[int, list[Calls]] = {id(record): [] for record in wanted}
-    reasons = {id(r): way.reason for way, runs in steps.items() if way.reason for run in runs for r in run}
+    reasons = {id(r): way.reason for way, runs in steps.items() if way.reason for r in _met(runs)}
     open_ways = {way: runs for way, runs in steps.items() if not way.reason}
     for leaf in _split(open_ways, 0, action) if open_ways else ():
         for record in leaf.records:
             if leaf.reason is not None:
                 reasons[id(record)] = leaf.reason
             elif id(record) in calls:
-                turns = tuple(i for i, turn in enumerate(leaf.turns) if turn is record)
+                turns = tuple(i for i, met in enumerate(leaf.turns) if record in met)
                 at, via = leaf.places[: leaf.own], leaf.places[leaf.own :]
                 calls[id(record)].append(Calls(at, via, turns, max(len(leaf.turns), 1)))
     out = {}
@@ -264,8 +270,8 @@ class _Leaf:
     places: tuple[Place, ...]
     own: int
     records: tuple[Any, ...]
-    turns: tuple[Any, ...] = ()
-    """The records in turn, where one way leads to several; empty where all are treated alike."""
+    turns: tuple[Run, ...] = ()
+    """The records at each turn, where one way leads to several; empty where all are treated alike."""
 
     reason: str | None = None
 
@@ -274,8 +280,8 @@ def _split(steps: Mapping[Way, set[Run]], length: int, action: Callable[[Any], H
     """Tell ways apart by as few places as possible, from the call outward."""
     first = next(iter(steps))
     places, own = first.places[:length], min(first.own, length)
-    records = tuple({id(r): r for runs in steps.values() for run in runs for r in run}.values())
-    if len(set(map(action, records))) == 1:
+    records = tuple(dict.fromkeys(record for runs in steps.values() for record in _met(runs)))
+    if len(set(map(action, records))) <= 1:
         yield _Leaf(places, own, records)
     elif len(steps) == 1:
         turns = _period(next(iter(steps.values())), action)
@@ -291,10 +297,15 @@ def _split(steps: Mapping[Way, set[Run]], length: int, action: Callable[[Any], H
             yield from _split(group, length + 1, action)
 
 
-def _period(runs: Iterable[Run], action: Callable[[Any], Hashable]) -> tuple[Any, ...]:
-    """Return the shortest turn that all runs repeat; empty where they have none in common."""
-    longest = max(runs, key=len)
-    for size in range(1, min(len(longest), _MAX_PERIOD) + 1):
-        if all(action(run[i]) == action(longest[i % size]) for run in runs for i in range(len(run))):
-            return longest[:size]
+def _met(runs: Iterable[Run]) -> Iterator[Any]:
+    """Yield the records in some runs."""
+    return (record for run in runs for record in run if record is not None)
+
+
+def _period(runs: Collection[Run], action: Callable[[Any], Hashable]) -> tuple[Run, ...]:
+    """Return the records at each turn of the shortest period that all runs repeat; empty where they have none."""
+    for size in range(1, min(max(map(len, runs)), _MAX_PERIOD) + 1):
+        turns = tuple(tuple(dict.fromkeys(_met(run[i::size] for run in runs))) for i in range(size))
+        if all(len(set(map(action, met))) <= 1 for met in turns):
+            return turns
     return ()

@@ -118,6 +118,53 @@ def test_a_branch_that_did_not_run_is_changed_too() -> None:
     assert len(plan.sites) == len(keys) - 1
 
 
+class RoutedLoop(nn.Module):
+    """Rows sent to the first and the third of three experts, whose ReLUs share a line; the second gets none."""
+
+    def __init__(self, relu: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.relu, self.experts = relu, nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x, leaky=None):
+        out, chosen = torch.zeros_like(x), 2 * (x[:, 0] > 0).long()
+        for number, expert in enumerate(self.experts):
+            row = torch.where(chosen == number)[0]
+            z = expert(x[row])
+            out = out.index_add(0, row, F.leaky_relu(z, ALPHA) if number == leaky else self.relu(z))
+        return out
+
+
+@pytest.mark.parametrize("relu", [F.relu, nn.ReLU()], ids=["function", "module"])
+@pytest.mark.parametrize(("number", "expert"), [(1, 0), (2, 2)])
+def test_a_call_without_rows_takes_its_turn(relu: Callable[[Tensor], Tensor], number: int, expert: int) -> None:
+    torch.manual_seed(5)
+    model, x = RoutedLoop(relu).eval(), inputs()
+    key = f"relu#{number}" if isinstance(relu, nn.Module) else f":relu#{number}"
+    patched = patch(model, layers=(key,))
+
+    with torch.no_grad():
+        assert all(torch.equal(patched(batch), model(batch, leaky=expert)) for batch in x.split(4))
+        assert not torch.equal(patched(x), model(x))
+
+
+def test_a_relu_on_weights_that_shares_a_line_is_left() -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.weight = nn.Linear(6, 6), nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x):
+            weight, hidden = (F.relu(z) for z in (self.weight, self.fc(x)))
+            return hidden @ weight
+
+    torch.manual_seed(5)
+    model, x = Positive().eval(), inputs()
+
+    with torch.no_grad():
+        got = patch(model, layers=(":relu#1",))(x)
+        assert torch.equal(got, F.leaky_relu(model.fc(x), ALPHA) @ F.relu(model.weight))
+
+
 def test_it_trains_as_the_leaky_model_does() -> None:
     model = build(Helper)
     patched = patch(model, layers=("*",))

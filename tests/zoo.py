@@ -893,11 +893,41 @@ class Stacked(Zoo):
         return torch.cat(self.run(x, act), 1)
 
 
+class OneParameter(Zoo):
+    """Layers and experts that are parts of one parameter: indexed, unbound, chunked, transposed first, as a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.bias = nn.Parameter(torch.randn(3, 6, 6)), nn.Parameter(torch.randn(3, 6))
+        self.gain, self.wide = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(8, 6))
+        self.experts, self.kernels = nn.Parameter(torch.randn(2, 6, 5)), nn.Parameter(torch.randn(2, 2, 2, 3))
+
+    def run(self, x, act):
+        for i in range(3):
+            x = x + act(i, x @ self.deep[i] + self.bias[i])
+        for i, gain in enumerate(self.gain.unbind()):
+            x = act(3 + i, F.layer_norm(x, (6,)) * gain)
+        y = sum(act(5 + i, F.linear(x, part)) for i, part in enumerate(self.wide.chunk(2)))
+        experts = self.experts.transpose(1, 2)
+        z = sum(act(7 + i, F.linear(x, experts[i])) for i in range(2))
+        v = x.view(-1, 2, 3)
+        for i in range(2):
+            v = act(9 + i, F.conv1d(v, self.kernels[i], padding=1))
+        return y.sum(1) + z.sum(1) + v.sum((1, 2))
+
+    def forward(self, x):
+        return self.run(x, lambda number, z: F.relu(z))
+
+    def reference(self, oracle, x):
+        return self.run(x, lambda number, z: oracle.keep(f":relu#{number + 1}", z, z.clamp(min=0)))
+
+
 ZOO: tuple[type[Zoo], ...] = (
     Functional, Spellings, ResidualBlock, SharedAct, Siamese, Crelu, RecurrentRelu, Cell, Gated, EncoderLayer, Tokens,
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
     Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
     GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
+    OneParameter,
 )  # fmt: skip
 
 
