@@ -1,4 +1,4 @@
-"""Layers of torch that run unwatched in a pass that repeats the one before, which told what they do to the axes."""
+"""Modules of torch that run unwatched in a pass that repeats the one before, which told what they do to the axes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from deadcheck.layout import Flow, Known
 from deadcheck.module_calls import is_only_watcher
 from deadcheck.steps import Step
 
-LAYERS: dict[type[nn.Module], Any] = {
-    layer: itemgetter("training", *layer.__constants__)
-    for layer in (
+KINDS: dict[type[nn.Module], Any] = {
+    kind: itemgetter("training", *getattr(kind, "__constants__", ()))
+    for kind in (
         nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
         nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
         nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten,
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
     )
 }  # fmt: skip
-"""Layers that hold no activation, and what in their ``__dict__`` their way depends on, beside their tensors."""
+"""Layers that hold no activation, and activations, each with what its way depends on in its ``__dict__`` but tensors."""
 
 
 class Begun(NamedTuple):
-    """How a layer begins."""
+    """How a module begins."""
 
-    layer: nn.Module
+    module: nn.Module
+    place: int
+    """Where in the code of the model it is called."""
+
     attributes: tuple[Any, ...]
     parameters: tuple[Tensor | None, ...]
     buffers: tuple[Tensor | None, ...]
@@ -43,7 +47,7 @@ class Begun(NamedTuple):
 
 
 class Leap(NamedTuple):
-    """What a layer did, from its first operator to its last."""
+    """What a module did, from its first operator to its last."""
 
     begun: Begun
     last: Step
@@ -73,11 +77,11 @@ class Fused(NamedTuple):
 
 
 class Leaps:
-    """The layers of a pass that the pass before ran too, on inputs of which the very same was known."""
+    """The modules of a pass that the pass before ran too, on inputs of which the very same was known."""
 
     def __init__(self) -> None:
         self._known: dict[int, Leap] = {}
-        """By the number of steps so far when the layer began."""
+        """By the number of steps so far when the module began."""
         self._fused: dict[int, Fused] = {}
 
     def fork(self) -> Leaps:
@@ -86,23 +90,23 @@ class Leaps:
         fork._known, fork._fused = dict(self._known), dict(self._fused)
         return fork
 
-    def find(self, layer: nn.Module, source: Any, follow: Follower) -> Leap | None:
-        """Return what one of the LAYERS is going to do, if that is known, so that it may run unwatched.
+    def find(self, module: nn.Module, source: Any, follow: Follower) -> Leap | None:
+        """Return what one of the KINDS is going to do, if that is known, so that it may run unwatched.
 
-        This runs before every layer, when the one before it has emptied the processor's caches: it is kept short.
+        This runs before every module, when the one before it has emptied the processor's caches: it is kept short.
         """
         leap = self._known.get(follow.steps.count)
         if leap is None or type(source) is not Tensor:
             return None
         before, last, end, _ = leap
-        own = layer.__dict__
+        own = module.__dict__
         try:
             is_same = (
-                before.layer is layer
+                before.module is module
                 and before.source is follow.look(source)
                 and before.shape == source.shape
                 and follow.steps.is_at(end, last)
-                and before.attributes == LAYERS[type(layer)](own)
+                and before.attributes == KINDS[type(module)](own)
                 and _are_same(before.parameters, own["_parameters"].values())
                 and _are_same(before.buffers, own["_buffers"].values())
                 and _is_as_made(own)
@@ -112,30 +116,29 @@ class Leaps:
         return leap if is_same else None
 
     def land(self, leap: Leap, output: Tensor, follow: Follower) -> None:
-        """Go on behind a layer that ran unwatched."""
+        """Go on behind a module that ran unwatched."""
         follow.steps.go_on(leap.end, leap.last)
         follow.learn(output, leap.known)
 
-    def begin(self, layer: nn.Module, source: Any, follow: Follower) -> Begun | None:
-        """Note how one of the LAYERS begins that is watched."""
-        known, own = follow.look(source), layer.__dict__
+    def begin(self, module: nn.Module, source: Any, follow: Follower, place: int) -> Begun | None:
+        """Note how one of the KINDS begins that is watched."""
+        known, own = follow.look(source), module.__dict__
         if type(source) is not Tensor or not isinstance(known, Flow):
             return None
         try:
             if own["training"] or not _is_as_made(own):
                 return None
-            attributes = LAYERS[type(layer)](own)
+            attributes = KINDS[type(module)](own)
             parameters, buffers = tuple(own["_parameters"].values()), tuple(own["_buffers"].values())
         except KeyError:  # made by an older torch, or taken apart
             return None
-        return Begun(layer, attributes, parameters, buffers, known, source.shape, follow.steps.count)
+        return Begun(module, place, attributes, parameters, buffers, known, source.shape, follow.steps.count)
 
     def end(self, begun: Begun, output: Any, follow: Follower) -> None:
         """Note what it did."""
         steps = follow.steps.since(begun.start)
-        if steps and type(output) is Tensor and all(step.form is not None for step in steps):
-            known = follow.look(output)
-            self._known[begun.start] = Leap(begun, steps[-1], follow.steps.count, known)
+        if steps and type(output) is Tensor and all(step.form is not None for step in steps) and _is_one_kind(steps):
+            self._known[begun.start] = Leap(begun, steps[-1], follow.steps.count, follow.look(output))
 
     def find_fused(self, args: tuple[Any, ...], follow: Follower) -> Fused | None:
         """Return what an operator is going to do in parts, if that is known, so that they may run unwatched."""
@@ -157,12 +160,19 @@ class Leaps:
             )  # fmt: skip
 
 
+def _is_one_kind(steps: Sequence[Step]) -> bool:
+    """Tell whether these are operators of a layer, or the one of an activation, which takes its input first."""
+    if all(step.met is None for step in steps):
+        return True
+    return len(steps) == 1 and steps[0].form is not None and steps[0].form.n_before == 1
+
+
 def _is_same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float)) and a == b)
 
 
 def _is_as_made(own: dict[str, Any]) -> bool:
-    """Tell whether nothing runs in a call of a layer of torch but the code of its class; this is its ``__dict__``."""
+    """Tell whether nothing runs in a call of a module of torch but the code of its class; this is its ``__dict__``."""
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or "_compiled_call_impl" in own:
         return False
     is_hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks

@@ -154,7 +154,7 @@ class Meter:
         form, met = step.form, step.met
         if form is None or form.func is not func or form.path != self._where.path or self._watch is not None:
             return None
-        if not self._follow.takes(form, args) or args[0].dtype is not met.dtype or self._place() != met.place:
+        if not self._follow.takes(form, args) or args[0].dtype is not met.dtype or self.place() != met.place:
             return None
         return self.run_as(step, func, args)
 
@@ -246,19 +246,21 @@ class Meter:
         running, steps = self.running, self._follow.steps
         assert running is not None
         self._stop_if_told()
-        path, place = self._where.path, self._place()
+        path, place = self._where.path, self.place()
         signature = ("activation", act.name, path, place, id(flow), tensor.shape)
+        form = None
+        if call is not None and flow is not None:
+            form = form_of(call[0], path, call[1], tensor, [(tensor, flow)])
         step = steps.before(signature)
         if step is None or step.met is None:
             self._hold_roster(running)
             seen = self.locator.find(tensor, flow, act, running.samples, self._where, place=place, step=steps.count)
             weight = seen.record.weight
             after = seen.flow._replace(feeds=(Feed(weight, weight, steps.serial + 1, False),))
-            form = None
-            if call is not None and flow is not None:
-                form = form_of(call[0], path, call[1], tensor, [(tensor, flow)])
             met = Met(seen, place, tensor.dtype, act.family in activations.BENDS)
             step = Step(signature, (after,), steps.serial + 1, (flow,), met, form)
+        elif step.form != form:
+            step = steps.renew(form)
         step = steps.take(step)
         running.met.append(step.met)
         return step
@@ -286,8 +288,8 @@ class Meter:
         for seen, place, _, _ in running.met:
             roster.meet(seen.record, seen.told, place)
 
-    def _place(self) -> int:
-        """Return a number for the place in the code of the model from which an activation was called."""
+    def place(self) -> int:
+        """Return a number for the place in the code of the model from which this is called."""
         assert self.running is not None
         caller = self.running.caller
         place = self._where.place.number if self._where.place is not None else 0

@@ -23,7 +23,7 @@ from deadcheck.boundary import tensors_in
 from deadcheck.errors import ProbeError
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Flow, Weight, has
-from deadcheck.leaps import LAYERS, Leap, Leaps
+from deadcheck.leaps import KINDS, Leap, Leaps
 from deadcheck.locating import Locator, Samples
 from deadcheck.meter import NOT_THE_MODELS, Args, Meter, Pass
 from deadcheck.operators import Operator, operator_of
@@ -253,12 +253,13 @@ class Probe:
         if running is None:
             return module_calls.made(module, *args, **kwargs)
         kind, begun = type(module), None
-        if kind in LAYERS and len(args) == 1 and not kwargs and not running.is_autocast:
+        if kind in KINDS and len(args) == 1 and not kwargs and not running.is_autocast:
             started = time.perf_counter()
             leap = self._leaps.find(module, args[0], self._follow)
-            begun = None if leap is not None else self._leaps.begin(module, args[0], self._follow)
+            if leap is None:
+                begun = self._leaps.begin(module, args[0], self._follow, self._meter.place())
             self._meter.seconds += time.perf_counter() - started
-            if leap is not None and torch._C._len_torch_dispatch_stack() > 0:
+            if leap is not None and torch._C._len_torch_dispatch_stack() > 0 and self._may_leap(leap, args[0]):
                 top = _pop_mode(None)
                 if top is self._mode:
                     return self._leap(leap, args[0])
@@ -279,13 +280,24 @@ class Probe:
         finally:
             self._where.leave()
 
+    def _may_leap(self, leap: Leap, source: Tensor) -> bool:
+        """Tell whether a module that is an activation can be run as its operator, and be counted as before."""
+        met = leap.last.met
+        if met is None:
+            return True
+        is_seen = self.watch is not None or torch._C._len_torch_function_stack() > 0
+        return not is_seen and source.dtype is met.dtype and self._meter.place() == leap.begun.place
+
     def _leap(self, leap: Leap, source: Tensor) -> Any:
-        """Run a layer unwatched: torch does not come to Python for each operator."""
+        """Run a module unwatched: torch does not come to Python for each operator."""
+        module, step = leap.begun.module, leap.last
         try:
-            output = leap.begun.layer.forward(source)
+            if step.met is not None and step.form is not None:
+                return self._meter.run_as(step, step.form.func, (source, *step.form.rest))
+            output = module.forward(source)
         except BaseException:
-            self._where.enter(leap.begun.layer)
-            self._failed(leap.begun.layer)
+            self._where.enter(module)
+            self._failed(module)
             self._where.leave()
             raise
         finally:

@@ -133,6 +133,11 @@ class Steps:
         step = self.next
         return step if step is not None and step.signature == signature else None
 
+    def renew(self, form: Form | None) -> Step:
+        """Return the next step, of a call in another form from here on."""
+        step = self._steps[self._at] = self._steps[self._at]._replace(form=form)
+        return step
+
     def take(self, step: Step) -> Step:
         """Go on by one step: the one that was there, if this is its equal, else this one and none after it."""
         before = self.before(step.signature)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deadcheck
 from deadcheck.errors import ForwardError
 from deadcheck.leaps import Leaps
+from deadcheck.meter import Meter
 from deadcheck.probe import Probe
 from tests.test_no_trace import fingerprint
 
@@ -128,7 +131,93 @@ class Opens(Network):
             return self.head(x)
 
 
-KINDS = [Network, Strides, Regroups, Swaps, Hooked, Patched, Subclassed, Bereft, Backwards, Opens]
+class Modules(Network):
+    """Has modules for activations, one of them for two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.bend = nn.ReLU(), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.meddle(x)
+        x = self.act(self.norm(self.one(x)))
+        return self.bend(self.head(self.flat(self.pool(self.act(self.two(x))))))
+
+
+class InPlace(Modules):
+    def meddle(self, x: Tensor) -> None:
+        self.act.inplace = self.calls % 2 == 0
+
+
+class Approximates(Modules):
+    def meddle(self, x: Tensor) -> None:
+        self.bend.approximate = "tanh" if self.calls > 2 else "none"
+
+
+class Listens(Modules):
+    """From the third pass on the output of an activation is another."""
+
+    def meddle(self, x: Tensor) -> None:
+        if self.calls == 3:
+            self.act.register_forward_hook(lambda module, args, output: output - 1)
+
+
+class Sides(Network):
+    """Calls one module on the very same values at two places, in turn the one or the other first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.one(x)
+        low = self.act(-x) if self.calls % 2 else None
+        high = self.act(-x)
+        low = self.act(-x) if low is None else low
+        return (low + high).mean((2, 3))
+
+
+class Doubles(Modules):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.one(x)
+        return self.act(x.double() if self.calls % 2 else x).float().mean((2, 3))
+
+
+class Capped(TorchFunctionMode):
+    """Runs ReLU6 for ReLU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return F.relu6(args[0]) if func is F.relu else func(*args, **(kwargs or {}))
+
+
+class Overridden(Modules):
+    def forward(self, x: Tensor) -> Tensor:
+        with Capped() if self.calls > 2 else nullcontext():
+            return super().forward(x)
+
+
+KINDS = [
+    Modules,
+    InPlace,
+    Approximates,
+    Listens,
+    Sides,
+    Doubles,
+    Overridden,
+    Network,
+    Strides,
+    Regroups,
+    Swaps,
+    Hooked,
+    Patched,
+    Subclassed,
+    Bereft,
+    Backwards,
+    Opens,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,6 +257,37 @@ def test_a_layer_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"convolution", "native_batch_norm", "addmm"} <= set(first)
     assert not [name for names in later for name in names if name in ("convolution", "native_batch_norm", "addmm")]
     assert all("gelu" in names and "relu" in names for names in later)
+
+
+def test_an_activation_that_is_a_module_is_watched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *later = operators(Modules(), 4, monkeypatch)
+
+    assert {"relu", "gelu"} <= set(first)
+    assert later == [[]] * 3
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_in_an_unwatched_activation_leaves_nothing_behind(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Modules().eval()
+    before = fingerprint(model)
+    run, times = Meter.run_as, []
+
+    def failing(self: Meter, *args: Any) -> Tensor:
+        times.append(torch._C._len_torch_dispatch_stack())
+        if len(times) == 5:
+            raise error("stopped")
+        return run(self, *args)
+
+    monkeypatch.setattr(Meter, "run_as", failing)
+    with pytest.raises(ForwardError if error is ValueError else error, match=r"(?s)act.*stopped|^stopped$"):
+        deadcheck.scan(model, X, batch_size=6)
+
+    assert times == [0] * 5
+    assert torch._C._len_torch_dispatch_stack() == 0
+    model.calls = 0
+    assert fingerprint(model) == before
 
 
 def test_a_layer_with_a_hook_or_a_forward_of_its_own_is_watched_always(monkeypatch: pytest.MonkeyPatch) -> None:
