@@ -21,26 +21,32 @@ from torch import Tensor, nn
 
 from deadcheck.probe import Probe
 
-Run = Callable[[Tensor], object]
+Run = Callable[[Tensor], float]
+"""Runs a batch and returns the seconds that it took."""
 
 WARM = 5
 """Batches that every column runs before, in which a scan learns what a pass does."""
 
 
 def scanned(model: nn.Module, level: str) -> Run:
-    """Return what runs one more batch of a scan that measures so much."""
+    """Return what runs one more batch of a scan that measures so much; a scan enters its probe once, before the first."""
     probe, done = Probe(model, stats=level), 0
 
-    def run(batch: Tensor) -> None:
-        nonlocal done
-        with probe, probe.batch((batch,), {}, samples=len(batch), first_sample=done):
+    def one_more(batch: Tensor) -> None:
+        with probe.batch((batch,), {}, samples=len(batch), first_sample=done):
             model(batch)
+
+    def run(batch: Tensor) -> float:
+        nonlocal done
+        with probe:
+            spent = seconds(partial(one_more, batch))
         done += len(batch)
+        return spent
 
     return run
 
 
-def mean_hooked(model: nn.Module, batch: Tensor) -> None:
+def mean_hooked(model: nn.Module, batch: Tensor) -> float:
     """Run a batch with hooks that take the mean of zeros per channel."""
     rates: list[Tensor] = []
 
@@ -48,8 +54,14 @@ def mean_hooked(model: nn.Module, batch: Tensor) -> None:
         dims = [0, 2, 3] if output.dim() == 4 else list(range(output.dim() - 1))
         rates.append((output == 0).float().mean(dims))
 
-    with hooked(model, see), torch.no_grad():
-        model(batch)
+    with hooked(model, see):
+        return bare(model, batch)
+
+
+def bare(model: nn.Module, batch: Tensor) -> float:
+    """Run a batch, and nothing else."""
+    with torch.no_grad():
+        return seconds(partial(model, batch))
 
 
 def measured(name: str, batches: int) -> dict[str, object]:
@@ -57,24 +69,20 @@ def measured(name: str, batches: int) -> dict[str, object]:
     network = NETWORKS[name]
     model, data = network.program(), network.data(4 * network.batch).split(network.batch)
 
-    def bare(batch: Tensor) -> None:
-        with torch.no_grad():
-            model(batch)
-
     columns: dict[str, Run] = {
         "scan": scanned(model, "full"),
         "scan, counts": scanned(model, "counts"),
         "scan, verdict": scanned(model, "verdict"),
         "zero-mean hooks": partial(mean_hooked, model),
-        "bare": bare,
+        "bare": partial(bare, model),
     }
     ratios: dict[str, list[float]] = {column: [] for column in columns}
     base: list[float] = []
     for number in range(WARM + batches):
         batch = data[number % len(data)]
-        before = seconds(partial(bare, batch))
+        before = bare(model, batch)
         for column, run in columns.items():
-            spent, after = seconds(partial(run, batch)), seconds(partial(bare, batch))
+            spent, after = run(batch), bare(model, batch)
             if number >= WARM:
                 ratios[column].append(2 * spent / (before + after))
                 base.append(after)

@@ -25,7 +25,7 @@ KINDS: dict[type[nn.Module], Any] = {
         nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
     )
 }  # fmt: skip
-"""Layers that hold no activation, and activations, each with what its way depends on in its ``__dict__`` but tensors."""
+"""Layers that hold no activation, and activations; with what in the ``__dict__`` of each its way depends on."""
 
 
 class Begun(NamedTuple):

@@ -155,6 +155,17 @@ class Approximates(Modules):
         self.bend.approximate = "tanh" if self.calls > 2 else "none"
 
 
+class Slopes(Modules):
+    """Has another slope from the third pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.LeakyReLU(0.01)
+
+    def meddle(self, x: Tensor) -> None:
+        self.act.negative_slope = 0.1 if self.calls > 2 else 0.01
+
+
 class Listens(Modules):
     """From the third pass on the output of an activation is another."""
 
@@ -203,6 +214,7 @@ KINDS = [
     Modules,
     InPlace,
     Approximates,
+    Slopes,
     Listens,
     Sides,
     Doubles,
