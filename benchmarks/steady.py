@@ -29,7 +29,7 @@ WARM = 5
 
 
 def scanned(model: nn.Module, level: str) -> Run:
-    """Return what runs one more batch of a scan that measures so much; a scan enters its probe once, before the first."""
+    """Return what runs one more batch of a scan that measures so much; only the first enters the probe in a scan."""
     probe, done = Probe(model, stats=level), 0
 
     def one_more(batch: Tensor) -> None:
