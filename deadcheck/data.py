@@ -110,7 +110,7 @@ class Batches:
                 ArithmeticError,
             ) as error:
                 raise DataError(
-                    f"{self.source} raised {type(error).__name__} at batch {number} ({_reason(error)}), "
+                    f"{self.source} raised {type(error).__name__} at batch {number} ({first_line(error)}), "
                     f"after {done} samples; correct the loader"
                 ) from error
             batch = self.unpacker.batch(item, self.warnings)
@@ -131,13 +131,6 @@ class Batches:
             self.warnings.append(
                 f"the data does not say how long it is; stopped after {done} samples (see --max-samples)"
             )
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error; of one that a worker passed on, with its traceback, the last."""
-    if "in DataLoader worker process" not in first_line(error):
-        return first_line(error)
-    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
 
 
 class _Ready:

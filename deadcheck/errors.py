@@ -1,5 +1,6 @@
 """What can go wrong, and the exit code that each failure stands for."""
 
+import re
 from enum import IntEnum, unique
 
 
@@ -83,8 +84,19 @@ class ReportedElsewhere(DeadcheckError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error's text, or its type where it has none.
+
+    One that tells a traceback, as those of TorchScript and of the workers of a DataLoader do, says why below that.
+    """
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    if not any(_TOLD_TRACEBACK.match(line) for line in rest):
+        return first
+    raised = [line.partition(": ")[2] for line in rest if _RAISED.match(line)]
+    return raised[-1] if raised else rest[-1]
+
+
+_TOLD_TRACEBACK = re.compile("(Original )?Traceback ")
+_RAISED = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt|Warning): .")
 
 
 def internal_error(error: Exception) -> str:

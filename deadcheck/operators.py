@@ -15,8 +15,18 @@ _EXPERTS = (
     "multiplies groups of rows by matrices of their own, as experts do; each unit was counted over all groups, so one "
     "that is dead in a single expert does not show"
 )
+
+
+def _is_instance_norm(args: tuple[Any, ...]) -> bool:
+    """Tell whether this batch norm is what torch makes of an instance norm: one sample with the channels of all."""
+    return args[0].shape[0] == 1 and args[3] is None
+
+
 _REMARKS: dict[str, Remark] = {
-    "native_batch_norm": (lambda args: bool(args[5]), "normalised by the statistics of each batch, as in training"),
+    "native_batch_norm": (
+        lambda args: bool(args[5]) and not _is_instance_norm(args),
+        "normalised by the statistics of each batch, as in training",
+    ),
     "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),

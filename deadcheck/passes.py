@@ -486,6 +486,8 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
     module = probe.failure[1]
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
     reason = first_line(error)
+    if reason.endswith("Error:"):
+        reason = probe.raised or reason
     expected = next(
         (
             f"; {name}={getattr(module, name)} is what that layer expects"
@@ -504,7 +506,8 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
 
 def _failed_in(probe: Probe) -> str:
     path, module = probe.failure
-    return f"{path} ({type(module).__name__})" if path else type(module).__name__
+    kind = getattr(module, "original_name", type(module).__name__)  # the name that a program remembers
+    return f"{path} ({kind})" if path else str(kind)
 
 
 _EXPECTS = (

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deadcheck import activations, fused, module_calls, offloaded
 from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
-from deadcheck.errors import ProbeError
+from deadcheck.errors import ProbeError, first_line
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Flow, Weight, has
 from deadcheck.leaps import KINDS, Leap, Leaps
@@ -75,6 +75,9 @@ class Probe:
         self.watch = watch
         self.warnings: dict[str, str] = {}
         self.passes = 0
+        self.raised: str | None = None
+        """What an operator of this pass said that raised; on its way through TorchScript an error loses its text."""
+
         self._names, self._aliases = module_names(model)
         self._follow = Follower(model, self._names)
         self._leaps = Leaps()
@@ -130,7 +133,7 @@ class Probe:
         fork.warnings, fork._notes, fork._forks = {}, {}, []
         fork._where, fork._follow, fork._leaps = self._where.fork(), self._follow.fork(), self._leaps.fork()
         fork._meter = self._meter.fork(fork._follow, fork._where, repeats=None if repeats is None else repeats._meter)
-        fork._failure = None
+        fork.raised = fork._failure = None
         fork._mode, fork._exit = _Mode(fork), ExitStack()
         return fork
 
@@ -158,7 +161,7 @@ class Probe:
         caller = sys._getframe(2)  # above contextlib's
         self._meter.start(Samples(samples, samples - padding, first_sample), caller)
         self.passes += 1
-        self._failure = None
+        self.raised = self._failure = None
         self._where.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         try:
@@ -330,8 +333,10 @@ class Probe:
     def _failed(self, module: nn.Module) -> None:
         """Note where a pass raised: in the innermost module."""
         if self._failure is None:
-            innermost = self._where.module
-            self._failure = self._where.path, module if innermost is None else innermost
+            path, innermost = self._where.path, self._where.module
+            if self._where.place is not None:  # in a program the modules are not called
+                innermost = next((part for part, name in self._names.items() if name == path), None)
+            self._failure = path, module if innermost is None else innermost
 
     def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
         probe = getattr(_running, "probe", None)
@@ -475,4 +480,8 @@ class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():  # torch.cond compiles what it calls, this handler too
             return func(*args, **(kwargs or {}))
-        return self._probe.dispatch(func, args, kwargs or {})
+        try:
+            return self._probe.dispatch(func, args, kwargs or {})
+        except Exception as error:
+            self._probe.raised = first_line(error)
+            raise

@@ -159,3 +159,36 @@ def test_functional_and_module_give_the_same_counts() -> None:
     b = deadcheck.scan(Net(), data).sites[0].stats
 
     assert a.zeros.tolist() == b.zeros.tolist()
+
+
+def test_experts_in_one_grouped_product_are_said_to_be_counted_together() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(2, 8, 16))
+
+        def forward(self, x):
+            order = x[:, 0].argsort()
+            ends = torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+            return torch.relu(torch._grouped_mm(x[order], self.experts, offs=ends))[order.argsort()]
+
+    found = deadcheck.scan(Grouped(), torch.randn(12, 8)).measurement
+    (site,) = found.sites
+
+    assert (site.site.units, site.site.axis_from, site.observations) == (16, "linear", 12)
+    assert [note for note in found.warnings if "one that is dead in a single expert does not show" in note]
+
+
+def test_a_layer_cut_to_the_length_of_the_batch_is_one_site() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.shift = nn.Parameter(torch.randn(5, 9)), nn.Parameter(torch.randn(9, 5))
+
+        def forward(self, x):
+            n = len(x)
+            return torch.relu(x[:, :n] @ self.wide[:, :n].T + self.shift[9 - n :].sum(0) + self.shift[:n])
+
+    sites = deadcheck.scan(Cut(), torch.randn(23, 9), batch_size=9).measurement.sites
+
+    assert [(site.site.units, site.samples) for site in sites] == [(5, 23)]

@@ -1383,6 +1383,14 @@ def test_a_stateful_model_gives_the_same_counts_twice_and_gets_its_state_back() 
     assert float(model.steps) == 0
 
 
+@pytest.mark.parametrize(("norm", "is_told"), [(nn.InstanceNorm2d(4), False), (nn.BatchNorm2d(4), True)])
+def test_only_a_norm_over_the_batch_is_said_to_use_its_statistics(norm: nn.Module, is_told: bool) -> None:
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    found = deadcheck.scan(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU()), torch.randn(10, 3, 6, 6)).measurement
+
+    assert any("statistics of each batch" in note for note in found.warnings) is is_told
+
+
 def test_a_batch_norm_that_the_user_froze_stays_frozen_and_no_statistics_move() -> None:
     model = nn.Sequential(linear(), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4), nn.Dropout(0.9), nn.ReLU())
     model.train()

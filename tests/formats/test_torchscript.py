@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deadcheck
 from deadcheck import LoadOptions
-from deadcheck.errors import TrustRequired, UsageError
+from deadcheck.errors import ForwardError, TrustRequired, UsageError
 from deadcheck.formats.from_torchscript import load_program
 from deadcheck.scripted import Program
 
@@ -149,3 +149,26 @@ def test_a_shared_weight_under_two_names_feeds_as_one(tmp_path: Path) -> None:
     assert [(site.key, site.stats.site.fed_by, site.stats.observations) for site in diagnosis] == [
         ("act", ("first",), 18)
     ]
+
+
+def test_data_of_the_wrong_shape_is_refused_with_what_the_operator_said(tmp_path: Path) -> None:
+    path = saved(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), tmp_path / "m.pt")
+
+    said = r"failed in 0 \(Linear\) at sample 0, given \(20, 5\) float32; in_features=3 .*: mat1 and mat2 shapes cannot"
+    with pytest.raises(ForwardError, match=said):
+        deadcheck.scan(path, torch.randn(20, 5), load=TRUST)
+
+
+def test_what_a_program_raises_itself_is_told(tmp_path: Path) -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dim() != 3:
+                raise ValueError("three axes, please")
+            return F.relu(x)
+
+    path = saved(torch.jit.script(Picky()), tmp_path / "m.pt")
+
+    with pytest.raises(
+        ForwardError, match=r"failed in Picky at sample 0, given \(20, 5\) float32: three axes, please;"
+    ):
+        deadcheck.scan(path, torch.randn(20, 5), load=TRUST)
