@@ -18,7 +18,7 @@
 #define BLOCK 4096
 #define LANES 16
 #define GROUP 16          /* units whose rows are counted by turns */
-#define CHUNK 256         /* units of a tile that are fetched together */
+#define CHUNK 128         /* units of a tile that are fetched together */
 #define TILE 256          /* rows of a tile at most, */
 #define TILE_LEAST 64     /* and at least */
 #define TILE_VALUES 65536 /* values on as many pages as a tile is to stand on */

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deadcheck.activations import Activation
-from deadcheck.counting import Ordered
 from deadcheck.sites import Family
 
 try:
@@ -108,32 +107,25 @@ class Kernel:
         """Whether the output is counted with the input, and can be written."""
         return self.input_kind in (Kind.RECTIFIER, Kind.CLIPPED)
 
-    def count_input(self, z: Ordered, unfired: Tensor | None, on: Tensor) -> bool:
+    def count_input(
+        self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, *, units_last: bool
+    ) -> bool:
         """Count an input and set ``on``, shape (rows, units), to what was on; if it cannot, return False.
 
-        Moments of the input are summed for the units that are ``unfired``.
+        ``z`` is float32 and contiguous, of shape (rows, units, positions), or (rows, positions, units). Its moments are
+        summed for the units that are ``unfired``.
         """
-        return self._count_ordered(self.input_kind, z, unfired, on)
+        return self._count(self.input_kind, z, rows, positions, unfired, on, None, units_last=units_last)
 
-    def count_output(self, h: Ordered) -> bool:
+    def count_output(self, h: Tensor, rows: int, positions: int, *, units_last: bool) -> bool:
         """Count an output; False, with nothing counted, if it cannot. A rectifier's was counted with its input."""
-        return self.rectifies or self._count_ordered(Kind.OUTPUT, h, None, None)
+        return self.rectifies or self._count(Kind.OUTPUT, h, rows, positions, None, None, None, units_last=units_last)
 
     def rectify(
         self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, out: Tensor, *, units_last: bool
     ) -> None:
-        """Count a rectifier's input, float32 and contiguous, as ``count_input`` does; write its output to ``out``.
-
-        ``z`` and ``out`` may be the same; their shape is (rows, units, positions), or (rows, positions, units).
-        """
+        """Count a rectifier's input as ``count_input`` does; write its output to ``out``, which may be ``z``."""
         self._count(self.input_kind, z, rows, positions, unfired, on, out, units_last=units_last)
-
-    def _count_ordered(self, kind: Kind, values: Ordered, unfired: Tensor | None, on: Tensor | None) -> bool:
-        x = values.values
-        if x.dtype != torch.float32 or x.shape[values.unit_dim] != self._n_units:
-            return False
-        positions = x.shape[values.position_dim]
-        return self._count(kind, x, x.shape[0], positions, unfired, on, None, units_last=values.units_last)
 
     def _count(
         self,

@@ -113,16 +113,8 @@ class SiteCounter:
 
         The bits are those of torch (see ``kernel.writes_as_torch``).
         """
-        compiled, is_all = self._kernel, self._asked is None and rows.keep is None
-        if compiled is None or not compiled.rectifies or not is_all:
-            return None
-        n = tensor.numel()
-        if (
-            type(tensor) is not Tensor
-            or tensor.dtype is not torch.float32
-            or tensor.layout is not torch.strided
-            or n == 0
-        ):
+        compiled = self._takes(tensor, rows)
+        if compiled is None or not compiled.rectifies:
             return None
         out = tensor if in_place else torch.empty_like(tensor)
         units_last = not layout.is_samples_first
@@ -131,17 +123,38 @@ class SiteCounter:
             units_last = z.units_last
             if z.values.data_ptr() != tensor.data_ptr() or out.stride() != tensor.stride():
                 return None
-        if tensor.is_neg():
-            return None
-        n_positions = n // (rows.n_rows * self.n_units)
+        n_positions = tensor.numel() // (rows.n_rows * self.n_units)
         unfired, on = self._unfired if self._any_unfired else None, self._blank(rows.n_rows)
         compiled.rectify(tensor, rows.n_rows, n_positions, unfired, on, out, units_last=units_last)
         self._see_on(on, rows)
         self.observations += rows.n_rows * n_positions
         return out
 
+    def _takes(self, tensor: Tensor, rows: Rows) -> kernel.Kernel | None:
+        """Return the kernel where the memory of a tensor holds nothing but values that it is to count."""
+        if self._kernel is None or self._asked is not None or rows.keep is not None or type(tensor) is not Tensor:
+            return None
+        is_plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided and not tensor.is_neg()
+        return self._kernel if is_plain and tensor.numel() else None
+
+    def _at_once(self, tensor: Tensor, layout: Plan, rows: Rows) -> kernel.Kernel | None:
+        """Return the kernel where it can take the tensor as it is, which is so in the most of all calls."""
+        if not (layout.is_samples_first or layout.is_units_last):
+            return None
+        compiled = self._takes(tensor, rows)
+        return compiled if compiled is not None and tensor.is_contiguous() else None
+
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
+        compiled, n_rows = self._at_once(tensor, layout, rows), rows.n_rows
+        if compiled is not None:
+            unfired, on = self._unfired if self._any_unfired else None, self._blank(n_rows)
+            positions, units_last = tensor.numel() // (n_rows * self.n_units), not layout.is_samples_first
+            self._in_kernel = compiled.count_input(tensor, n_rows, positions, unfired, on, units_last=units_last)
+            if self._in_kernel:
+                self._is_empty, self._bad_input = False, None
+                self._see_on(on, rows)
+                return
         if self.n_units == 0 < self.n_all:
             self._see_on(self._blank(rows.n_kept).zero_(), rows)
             return
@@ -154,7 +167,11 @@ class SiteCounter:
     def _count_input(self, z: Ordered, rows: Rows) -> None:
         if self._kernel is not None:
             on = self._blank(z.values.shape[0])
-            self._in_kernel = self._kernel.count_input(z, self._unfired if self._any_unfired else None, on)
+            unfired = self._unfired if self._any_unfired else None
+            x, positions = z.values, z.n_positions
+            self._in_kernel = x.dtype is torch.float32 and self._kernel.count_input(
+                x, x.shape[0], positions, unfired, on, units_last=z.units_last
+            )
             if self._in_kernel:
                 self._bad_input = None
                 self._see_on(on, rows)
@@ -177,6 +194,13 @@ class SiteCounter:
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
+        compiled = self._at_once(tensor, layout, rows) if self._in_kernel else None
+        if compiled is not None:
+            n_rows, units_last = rows.n_rows, not layout.is_samples_first
+            positions = tensor.numel() // (n_rows * self.n_units)
+            if compiled.count_output(tensor, n_rows, positions, units_last=units_last):
+                self.observations += n_rows * positions
+                return
         if self.n_units == 0 < self.n_all:
             self.observations += rows.n_kept * (tensor.numel() // max(rows.n_rows * self.n_all, 1))
             return
@@ -189,8 +213,10 @@ class SiteCounter:
         self._count_output(h, n, rows)
 
     def _count_output(self, h: Ordered, n: int, rows: Rows) -> None:
-        if self._in_kernel and self._kernel is not None and self._kernel.count_output(h):
-            return
+        if self._in_kernel and self._kernel is not None and h.values.dtype is torch.float32:
+            x, positions = h.values, h.n_positions
+            if self._kernel.count_output(x, x.shape[0], positions, units_last=h.units_last):
+                return
         self._sum_output(h)
         is_zero_below = self.activation.low == 0 and self.activation.high > kernel.TINY
         if is_zero_below and self._bad_input is None and not self._in_kernel:
