@@ -72,11 +72,9 @@ def parted(move: Callable[[Flow, Call], Sequence[Flow | None]], *, takes_part: b
     def rule(call: Call) -> Result | None:
         known = call.look(call.args[0])
         if isinstance(known, Weight):
-            starts = [_start(call.args[0], out) if takes_part else 0 for out in call.outputs]
-            return [
-                known._replace(size=min(known.size, out.numel()), start=known.start + start)
-                for out, start in zip(call.outputs, starts, strict=True)
-            ]
+            if takes_part:
+                return [known.part(_start(call.args[0], out), out.numel()) for out in call.outputs]
+            return [known._replace(size=min(known.size, out.numel())) for out in call.outputs]
         if known is None or known.axes is None:
             return [known] * len(call.outputs)
         return move(known, call)

@@ -140,7 +140,8 @@ class Follower:
         self.ran.add(weight.owner)
         if not self._holders[weight.name]:  # a constant in the code of a frozen program
             return Feed(_OPERATOR_NAMES.get(operator, operator), weight.identity, self.steps.serial)
-        return Feed(owner or weight.name, weight.identity, self.steps.serial)
+        name = weight.label if weight.label != weight.name else owner or weight.name
+        return Feed(name, weight.identity, self.steps.serial)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -101,10 +101,28 @@ class Weight(NamedTuple):
     start: int = 0
     """Where a part of it begins in its memory: experts or layers that share one parameter are layers of their own."""
 
+    step: int = 0
+    """Elements of one entry along the first axis, where there are several."""
+
+    entry: int | None = None
+    """Which entry along the first axis it is; None where it is more, or something else."""
+
     @property
     def identity(self) -> str:
         """What tells it from other weights and from other parts of its own."""
         return f"{self.name}[{self.start}]" if self.start else self.name
+
+    @property
+    def label(self) -> str:
+        """Its name; with the index, where it is one entry of the first axis."""
+        return self.name if self.entry is None else f"{self.name}[{self.entry}]"
+
+    def part(self, start: int, size: int) -> Weight:
+        """Return what is known of a part that begins at this element of it."""
+        start += self.start
+        is_entry = self.step > 0 and size == self.step and start % self.step == 0
+        entry = start // self.step if is_entry else self.entry
+        return self._replace(start=start, size=min(self.size, size), entry=entry)
 
 
 CONSTANT = Weight("", "", parameter=False)

@@ -45,7 +45,8 @@ def weights_of(
                 if tensor is not None:
                     full = f"{path}.{name}" if path else name
                     size = 0 if is_lazy(tensor) else tensor.numel()
-                    weight = weights.setdefault(id(tensor), Weight(owner, full, is_parameter, size))
+                    step = size // len(tensor) if size and tensor.dim() and len(tensor) > 1 else 0
+                    weight = weights.setdefault(id(tensor), Weight(owner, full, is_parameter, size, step=step))
                     by_memory.setdefault(memory_of(tensor), weight)
                     holders.setdefault(weight.name, set()).add(owner)
     if isinstance(model, torch.jit.ScriptModule):

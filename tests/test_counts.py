@@ -192,3 +192,19 @@ def test_a_layer_cut_to_the_length_of_the_batch_is_one_site() -> None:
     sites = deadcheck.scan(Cut(), torch.randn(23, 9), batch_size=9).measurement.sites
 
     assert [(site.site.units, site.samples) for site in sites] == [(5, 23)]
+
+
+def test_a_part_of_a_parameter_is_named_by_its_index() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.last = nn.Parameter(torch.randn(3, 5, 5)), nn.Linear(5, 4)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = torch.relu(x @ layer.T)
+            return torch.relu(self.last(x))
+
+    sites = deadcheck.scan(Deep(), torch.randn(7, 5)).measurement.sites
+
+    assert [site.site.fed_by for site in sites] == [("layers[0]",), ("layers[1]",), ("layers[2]",), ("last",)]
