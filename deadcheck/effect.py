@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,8 +106,8 @@ def _decisions(output: Tensor) -> Tensor | None:
 class Incoming:
     """Where the incoming weights of a site's units stand."""
 
-    weights: tuple[tuple[str, int], ...]
-    """Name of a parameter, and its axis along which the units are."""
+    weights: tuple[tuple[str, int | None, int], ...]
+    """Name of a parameter, which entry of it (None for all), and the axis of that along which the units are."""
 
     first: int
     """Index of the first unit there."""
@@ -117,19 +118,33 @@ class Incoming:
 def incoming(model: nn.Module, record: Any) -> Incoming | str:
     """Return where the weights that feed a site stand, or why that cannot be told."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found = []
-    for name in record.feeds:
+    found: list[tuple[str, int | None, int]] = []
+    for weight in record.feeds:
+        part = None if weight in parameters else _PART.fullmatch(weight)
+        name = weight if part is None else part["name"]
+        entry = None if part is None or part["entry"] is None else int(part["entry"])
         parameter = parameters.get(name)
         if parameter is None:
             return "its incoming weights are not parameters of the model"
-        axis = _unit_axis(model, name, parameter, record.axis_from, record.offset + record.units)
+        axis = None
+        if part is None or entry is not None:
+            whole = parameter if entry is None else parameter[entry]
+            axis = _unit_axis(
+                model, name, whole, record.axis_from, record.offset + record.units, is_part=part is not None
+            )
         if axis is None:
             return f"which rows of {name!r} make its units is not known"
-        found.append((name, axis))
+        found.append((name, entry, axis))
     return Incoming(tuple(found), record.offset, record.units) if found else "nothing feeds it"
 
 
-def _unit_axis(model: nn.Module, name: str, parameter: Tensor, axis_from: str, needed: int) -> int | None:
+_PART = re.compile(r"(?P<name>.+)\[((?P<entry>\d+)|\d+:)\]")
+"""How ``layout.Weight.identity`` names a part of a parameter."""
+
+
+def _unit_axis(
+    model: nn.Module, name: str, parameter: Tensor, axis_from: str, needed: int, *, is_part: bool
+) -> int | None:
     path = name.rpartition(".")[0].partition(".parametrizations")[0]
     owner = dict(model.named_modules(remove_duplicate=False)).get(path, model)
     axis: int | None
@@ -137,7 +152,7 @@ def _unit_axis(model: nn.Module, name: str, parameter: Tensor, axis_from: str, n
         axis = 1 if parameter.shape[1] == needed else None  # the channels of one group alone stand there
     elif axis_from == "embedding":
         axis = 1
-    elif type(owner).__module__.startswith(("torch.nn.", "torch.jit.")) or parameter.dim() == 1:
+    elif parameter.dim() == 1 or (not is_part and type(owner).__module__.startswith(("torch.nn.", "torch.jit."))):
         axis = 0
     else:  # a parameter of the user's own, whose axes say nothing by their order
         fitting = [axis for axis, size in enumerate(parameter.shape) if size == needed]
@@ -154,7 +169,7 @@ def gradients(
     nothing left to learn. The model must be one whose parameters may be given a gradient.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    names = sorted({name for site in sites.values() for name, _ in site.weights})
+    names = sorted({name for site in sites.values() for name, _, _ in site.weights})
     for name in names:
         named[name].requires_grad_()
     totals = {name: torch.zeros_like(named[name], dtype=torch.float64) for name in names}
@@ -188,8 +203,9 @@ def _objective(outputs: Iterable[Tensor], seed: int) -> Tensor | None:
 
 def _per_unit(site: Incoming, totals: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
     total, count = np.zeros(site.units), 0
-    for name, axis in site.weights:
-        rows = totals[name].movedim(axis, 0).reshape(totals[name].shape[axis], -1)
+    for name, entry, axis in site.weights:
+        sums = totals[name] if entry is None else totals[name][entry]
+        rows = sums.movedim(axis, 0).reshape(sums.shape[axis], -1)
         part = rows[site.first : site.first + site.units]
         total += part.sum(1).cpu().numpy()
         count += part.shape[1]

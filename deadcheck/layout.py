@@ -109,13 +109,10 @@ class Weight(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What tells it from other weights and from other parts of its own."""
-        return f"{self.name}[{self.start}]" if self.start else self.name
-
-    @property
-    def label(self) -> str:
-        """Its name; with the index, where it is one entry of the first axis."""
-        return self.name if self.entry is None else f"{self.name}[{self.entry}]"
+        """Its name; with what tells it from other parts: the index of an entry, ``name[2]``, or where it begins."""
+        if self.entry is not None:
+            return f"{self.name}[{self.entry}]"
+        return f"{self.name}[{self.start}:]" if self.start else self.name
 
     def part(self, start: int, size: int) -> Weight:
         """Return what is known of a part that begins at this element of it."""
