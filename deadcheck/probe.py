@@ -1,4 +1,4 @@
-"""The instrument: sees every activation operator of a running model, names its site and counts its values."""
+"""The instrument: sees every operator and module call of a running model, and hands the activations to its meter."""
 
 from __future__ import annotations
 
