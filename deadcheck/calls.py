@@ -73,7 +73,7 @@ def parted(move: Callable[[Flow, Call], Sequence[Flow | None]], *, takes_part: b
         known = call.look(call.args[0])
         if isinstance(known, Weight):
             if takes_part:
-                return [known.part(_start(call.args[0], out), out.numel()) for out in call.outputs]
+                return [_part(known, call.args[0], out) for out in call.outputs]
             return [known._replace(size=min(known.size, out.numel())) for out in call.outputs]
         if known is None or known.axes is None:
             return [known] * len(call.outputs)
@@ -82,12 +82,12 @@ def parted(move: Callable[[Flow, Call], Sequence[Flow | None]], *, takes_part: b
     return rule
 
 
-def _start(whole: Any, part: Any) -> int:
-    """Return at which element of a tensor a view of it begins."""
+def _part(known: Weight, whole: Any, view: Any) -> Weight:
+    """Return what is known of a view of a weight."""
     try:
-        return int(part.storage_offset() - whole.storage_offset())
+        return known.part(view.storage_offset() - whole.storage_offset(), view.shape, view.stride())
     except RuntimeError:  # no memory to look at, as of a sparse tensor
-        return 0
+        return known._replace(size=min(known.size, view.numel()))
 
 
 def axes_of(flow: Flow) -> Axes:

@@ -106,8 +106,8 @@ def _decisions(output: Tensor) -> Tensor | None:
 class Incoming:
     """Where the incoming weights of a site's units stand."""
 
-    weights: tuple[tuple[str, int | None, int], ...]
-    """Name of a parameter, which entry of it (None for all), and the axis of that along which the units are."""
+    weights: tuple[tuple[str, tuple[int, ...], int], ...]
+    """Name of a parameter, indices of the entry that is meant, and the axis of that along which the units are."""
 
     first: int
     """Index of the first unit there."""
@@ -118,46 +118,41 @@ class Incoming:
 def incoming(model: nn.Module, record: Any) -> Incoming | str:
     """Return where the weights that feed a site stand, or why that cannot be told."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: list[tuple[str, int | None, int]] = []
+    found: list[tuple[str, tuple[int, ...], int]] = []
     for weight in record.feeds:
         part = None if weight in parameters else _PART.fullmatch(weight)
         name = weight if part is None else part["name"]
-        entry = None if part is None or part["entry"] is None else int(part["entry"])
+        entry = () if part is None else tuple(map(int, re.findall(r"\d+", part["entry"])))
         parameter = parameters.get(name)
         if parameter is None:
             return "its incoming weights are not parameters of the model"
-        axis = None
-        if part is None or entry is not None:
-            whole = parameter if entry is None else parameter[entry]
-            axis = _unit_axis(
-                model, name, whole, record.axis_from, record.offset + record.units, is_part=part is not None
-            )
+        needed = record.offset + record.units
+        is_cut = part is not None and part["cut"] is not None
+        axis = None if is_cut else _unit_axis(model, name, parameter[entry], record.axis_from, needed, bool(entry))
         if axis is None:
-            return f"which rows of {name!r} make its units is not known"
+            return f"which rows of {weight!r} make its units is not known"
         found.append((name, entry, axis))
     return Incoming(tuple(found), record.offset, record.units) if found else "nothing feeds it"
 
 
-_PART = re.compile(r"(?P<name>.+)\[((?P<entry>\d+)|\d+:)\]")
+_PART = re.compile(r"(?P<name>.+?)(?P<entry>(\[\d+\])*)(?P<cut>\[\d+:\])?")
 """How ``layout.Weight.identity`` names a part of a parameter."""
 
 
-def _unit_axis(
-    model: nn.Module, name: str, parameter: Tensor, axis_from: str, needed: int, *, is_part: bool
-) -> int | None:
+def _unit_axis(model: nn.Module, name: str, weight: Tensor, axis_from: str, needed: int, is_entry: bool) -> int | None:
     path = name.rpartition(".")[0].partition(".parametrizations")[0]
     owner = dict(model.named_modules(remove_duplicate=False)).get(path, model)
     axis: int | None
-    if axis_from.startswith("conv_transpose") and parameter.dim() > 1:
-        axis = 1 if parameter.shape[1] == needed else None  # the channels of one group alone stand there
+    if axis_from.startswith("conv_transpose") and weight.dim() > 1:
+        axis = 1 if weight.shape[1] == needed else None  # the channels of one group alone stand there
     elif axis_from == "embedding":
         axis = 1
-    elif parameter.dim() == 1 or (not is_part and type(owner).__module__.startswith(("torch.nn.", "torch.jit."))):
+    elif weight.dim() == 1 or (not is_entry and type(owner).__module__.startswith(("torch.nn.", "torch.jit."))):
         axis = 0
     else:  # a parameter of the user's own, whose axes say nothing by their order
-        fitting = [axis for axis, size in enumerate(parameter.shape) if size == needed]
+        fitting = [axis for axis, size in enumerate(weight.shape) if size == needed]
         axis = fitting[0] if len(fitting) == 1 else None
-    return axis if axis is not None and parameter.dim() > axis and parameter.shape[axis] >= needed else None
+    return axis if axis is not None and weight.dim() > axis and weight.shape[axis] >= needed else None
 
 
 def gradients(
@@ -204,7 +199,7 @@ def _objective(outputs: Iterable[Tensor], seed: int) -> Tensor | None:
 def _per_unit(site: Incoming, totals: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
     total, count = np.zeros(site.units), 0
     for name, entry, axis in site.weights:
-        sums = totals[name] if entry is None else totals[name][entry]
+        sums = totals[name][entry]
         rows = sums.movedim(axis, 0).reshape(sums.shape[axis], -1)
         part = rows[site.first : site.first + site.units]
         total += part.sum(1).cpu().numpy()

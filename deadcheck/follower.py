@@ -140,7 +140,7 @@ class Follower:
         self.ran.add(weight.owner)
         if not self._holders[weight.name]:  # a constant in the code of a frozen program
             return Feed(_OPERATOR_NAMES.get(operator, operator), weight.identity, self.steps.serial)
-        name = owner or weight.name if weight.entry is None else weight.identity
+        name = weight.identity if weight.entry else owner or weight.name
         return Feed(name, weight.identity, self.steps.serial)
 
 

@@ -99,27 +99,33 @@ class Weight(NamedTuple):
     """Weights that stand beside it in one tensor, as those of an ensemble."""
 
     start: int = 0
-    """Where a part of it begins in its memory: experts or layers that share one parameter are layers of their own."""
+    """Element of the parameter at which it begins: experts or layers that share a parameter are layers of their own."""
+
+    entry: tuple[int, ...] = ()
+    """Indices of the innermost entry that it lies in, ``weight[2][1]``; none where it lies in more than one."""
+
+    base: int = 0
+    """Element at which that entry begins."""
 
     step: int = 0
-    """Elements of one entry along the first axis, where there are several."""
-
-    entry: int | None = None
-    """Which entry along the first axis it is; None where it is more, or something else."""
+    """Elements of each entry of that entry."""
 
     @property
     def identity(self) -> str:
-        """Its name; with what tells it from other parts: the index of an entry, ``name[2]``, or where it begins."""
-        if self.entry is not None:
-            return f"{self.name}[{self.entry}]"
-        return f"{self.name}[{self.start}:]" if self.start else self.name
+        """What tells it from other weights and parts: name and entry, and where it begins in the middle of that."""
+        entry = self.name + "".join(f"[{index}]" for index in self.entry)
+        return entry if self.start == self.base else f"{entry}[{self.start - self.base}:]"
 
-    def part(self, start: int, size: int) -> Weight:
-        """Return what is known of a part that begins at this element of it."""
-        start += self.start
-        is_entry = self.step > 0 and size == self.step and start % self.step == 0
-        entry = start // self.step if is_entry else self.entry
-        return self._replace(start=start, size=min(self.size, size), entry=entry)
+    def part(self, offset: int, shape: Sequence[int], strides: Sequence[int]) -> Weight:
+        """Return what is known of a view of it that begins at this element."""
+        size, start = math.prod(shape), self.start + offset
+        spans = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+        part = self._replace(start=start, size=min(self.size, size))
+        index, into = divmod(start - self.base, self.step or 1)
+        if size != self.step or into or sum(spans) >= self.step:
+            return part
+        step = max((stride for n, stride in zip(shape, strides, strict=True) if n > 1), default=0)
+        return part._replace(entry=(*self.entry, index), base=start, step=step)
 
 
 CONSTANT = Weight("", "", parameter=False)

@@ -30,10 +30,7 @@ _REMARKS: dict[str, Remark] = {
     "native_dropout": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli_": (lambda args: True, "drew a random mask, as dropout does in training"),
     "bernoulli": (lambda args: True, "drew a random mask, as dropout does in training"),
-    "_grouped_mm": (
-        lambda args: args[1].dim() == 3,
-        _EXPERTS,
-    ),
+    "_grouped_mm": (lambda args: args[1].dim() == 3, _EXPERTS),
 }
 
 

@@ -486,7 +486,7 @@ def _explained(error: Exception, probe: Probe, args: Any, kwargs: Any, sample: i
     module = probe.failure[1]
     given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors_in([args, kwargs]))
     reason = first_line(error)
-    if reason.endswith("Error:"):
+    if reason.endswith("Error:"):  # its text was lost on the way through a program
         reason = probe.raised or reason
     expected = next(
         (

@@ -199,12 +199,15 @@ def test_a_part_of_a_parameter_is_named_by_its_index() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layers, self.last = nn.Parameter(torch.randn(3, 5, 5)), nn.Linear(5, 4)
+            self.grid = nn.Parameter(torch.randn(2, 2, 5, 6))
 
         def forward(self, x):
             for layer in self.layers:
                 x = torch.relu(x @ layer.T)
-            return torch.relu(self.last(x))
+            low, high = self.grid[1][0].chunk(2, -1)
+            return torch.relu(self.last(x)), torch.relu(x @ self.grid[0][1]), torch.relu(x @ low) + torch.relu(x @ high)
 
     sites = deadcheck.scan(Deep(), torch.randn(7, 5)).measurement.sites
 
-    assert [site.site.fed_by for site in sites] == [("layers[0]",), ("layers[1]",), ("layers[2]",), ("last",)]
+    names = ("layers[0]", "layers[1]", "layers[2]", "last", "grid[0][1]", "grid[1][0]", "grid[1][0][3:]")
+    assert [site.site.fed_by for site in sites] == [(name,) for name in names]

@@ -894,13 +894,14 @@ class Stacked(Zoo):
 
 
 class OneParameter(Zoo):
-    """Layers and experts that are parts of one parameter: indexed, unbound, chunked, transposed first, as a scale."""
+    """Layers and experts that are parts of one parameter: indexed once or twice, unbound, chunked, transposed, a scale."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deep, self.bias = nn.Parameter(torch.randn(3, 6, 6)), nn.Parameter(torch.randn(3, 6))
         self.gain, self.wide = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(8, 6))
         self.experts, self.kernels = nn.Parameter(torch.randn(2, 6, 5)), nn.Parameter(torch.randn(2, 2, 2, 3))
+        self.grid, self.halves = nn.Parameter(torch.randn(2, 2, 6, 4)), nn.Parameter(torch.randn(2, 6, 10))
 
     def run(self, x, act):
         for i in range(3):
@@ -913,6 +914,12 @@ class OneParameter(Zoo):
         v = x.view(-1, 2, 3)
         for i in range(2):
             v = act(9 + i, F.conv1d(v, self.kernels[i], padding=1))
+        for i in range(2):
+            for j in range(2):
+                y = y + act(11 + 2 * i + j, x @ self.grid[i][j]).sum(1, keepdim=True)
+        for i in range(2):
+            for j, half in enumerate(self.halves[i].chunk(2, -1)):
+                y = y + act(15 + 2 * i + j, x @ half).sum(1, keepdim=True)
         return y.sum(1) + z.sum(1) + v.sum((1, 2))
 
     def forward(self, x):
