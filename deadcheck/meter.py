@@ -313,7 +313,7 @@ class Meter:
     # What is counted.
 
     def _counted(self, seen: Seen, z: Tensor, func: Any, args: Args, kwargs: Mapping[str, Any]) -> Any:
-        """Run an activation on ``z`` and count its input and output; the probe's mode is off here, so all this is unseen."""
+        """Run an activation on ``z`` and count its input and output, unseen: the probe's mode is off here."""
         started, counter = time.perf_counter(), self._counter(seen.record)
         output = None if kwargs or self._watch is not None else self._rectify(counter, func, args, seen)
         if output is None:

@@ -894,7 +894,7 @@ class Stacked(Zoo):
 
 
 class OneParameter(Zoo):
-    """Layers and experts that are parts of one parameter: indexed once or twice, unbound, chunked, transposed, a scale."""
+    """Layers and experts that are parts of one parameter: indexed, twice too, unbound, chunked, transposed, a scale."""
 
     def __init__(self) -> None:
         super().__init__()
