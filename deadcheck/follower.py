@@ -27,7 +27,8 @@ class Follower:
 
     def __init__(self, model: nn.Module, names: Mapping[nn.Module, str]) -> None:
         self._weights, self._by_memory, self._holders = weights_of(model, names)
-        self._known: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
+        self.tracked: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
+        """What is known of each tensor that an operator of this pass made, by the tensor's identity."""
         self._samples = 0
         self.steps = Steps()
         self.ran: set[str] = set()
@@ -36,12 +37,12 @@ class Follower:
     def fork(self) -> Follower:
         """Return one for another thread that runs the same model."""
         fork = copy.copy(self)
-        fork._known, fork.steps, fork.ran = {}, self.steps.copy(), set()
+        fork.tracked, fork.steps, fork.ran = {}, self.steps.copy(), set()
         return fork
 
     def start(self, inputs: Sequence[Tensor], samples: int, padding: int) -> None:
         """Begin a pass over this many samples, some of them padding, that starts from these tensors."""
-        self._known.clear()
+        self.tracked.clear()
         self._samples = samples
         self.steps.start(samples, padding)
         for tensor in inputs:
@@ -54,7 +55,7 @@ class Follower:
         """Return what is known of a value."""
         if not isinstance(value, Tensor):
             return None
-        entry = self._known.get(id(value))
+        entry = self.tracked.get(id(value))
         if entry is not None and entry[0]() is value:
             return entry[1]
         weight = self._weights.get(id(value))
@@ -63,9 +64,9 @@ class Follower:
     def learn(self, tensor: Tensor, known: Known | None) -> None:
         """Note what is known of a tensor."""
         if known is None:
-            self._known.pop(id(tensor), None)
+            self.tracked.pop(id(tensor), None)
         else:
-            self._known[id(tensor)] = (weakref.ref(tensor), known)
+            self.tracked[id(tensor)] = (weakref.ref(tensor), known)
 
     def takes(self, form: Form, args: tuple[Any, ...]) -> bool:
         """Tell whether the arguments of a call are those of a form, and the same is known of them."""

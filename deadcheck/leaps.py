@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, ValuesView
+import time
+from collections.abc import Callable, Sequence, ValuesView
 from operator import is_, itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,19 @@ from torch.nn.modules import module as torch_module
 
 from deadcheck.follower import Follower
 from deadcheck.layout import Flow, Known
-from deadcheck.module_calls import is_only_watcher
 from deadcheck.steps import Step
+
+if TYPE_CHECKING:
+    from deadcheck import _leaping
+
+try:
+    from deadcheck._leaping import Runner as _Compiled
+except ImportError:  # no compiler where it was installed
+    _BUILT = False
+else:
+    _BUILT = True
+
+_pop_mode, _push_mode = torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
 
 KINDS: dict[type[nn.Module], Any] = {
     kind: itemgetter("training", *getattr(kind, "__constants__", ()))
@@ -28,7 +40,7 @@ KINDS: dict[type[nn.Module], Any] = {
 """Layers that hold no activation, and activations; with what in the ``__dict__`` of each its way depends on."""
 
 
-class Begun(NamedTuple):
+class Begun(NamedTuple):  # as _leaping.c takes it apart
     """How a module begins."""
 
     module: nn.Module
@@ -46,7 +58,7 @@ class Begun(NamedTuple):
     """Steps so far."""
 
 
-class Leap(NamedTuple):
+class Leap(NamedTuple):  # as _leaping.c takes it apart
     """What a module did, from its first operator to its last."""
 
     begun: Begun
@@ -80,45 +92,15 @@ class Leaps:
     """The modules of a pass that the pass before ran too, on inputs of which the very same was known."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Leap] = {}
+        self.known: dict[int, Leap] = {}
         """By the number of steps so far when the module began."""
         self._fused: dict[int, Fused] = {}
 
     def fork(self) -> Leaps:
         """Return one for another thread that runs the same model."""
         fork = Leaps()
-        fork._known, fork._fused = dict(self._known), dict(self._fused)
+        fork.known, fork._fused = dict(self.known), dict(self._fused)
         return fork
-
-    def find(self, module: nn.Module, source: Any, follow: Follower) -> Leap | None:
-        """Return what one of the KINDS is going to do, if that is known, so that it may run unwatched.
-
-        This runs before every module, when the one before it has emptied the processor's caches: it is kept short.
-        """
-        leap = self._known.get(follow.steps.count)
-        if leap is None or type(source) is not Tensor:
-            return None
-        before, last, end, _ = leap
-        own = module.__dict__
-        try:
-            is_same = (
-                before.module is module
-                and before.source is follow.look(source)
-                and before.shape == source.shape
-                and follow.steps.is_at(end, last)
-                and before.attributes == KINDS[type(module)](own)
-                and _are_same(before.parameters, own["_parameters"].values())
-                and _are_same(before.buffers, own["_buffers"].values())
-                and _is_as_made(own)
-            )
-        except KeyError:  # somebody has taken an attribute away
-            return None
-        return leap if is_same else None
-
-    def land(self, leap: Leap, output: Tensor, follow: Follower) -> None:
-        """Go on behind a module that ran unwatched."""
-        follow.steps.go_on(leap.end, leap.last)
-        follow.learn(output, leap.known)
 
     def begin(self, module: nn.Module, source: Any, follow: Follower, place: int) -> Begun | None:
         """Note how one of the KINDS begins that is watched."""
@@ -138,7 +120,7 @@ class Leaps:
         """Note what it did."""
         steps = follow.steps.since(begun.start)
         if steps and type(output) is Tensor and all(step.form is not None for step in steps) and _is_one_kind(steps):
-            self._known[begun.start] = Leap(begun, steps[-1], follow.steps.count, follow.look(output))
+            self.known[begun.start] = Leap(begun, steps[-1], follow.steps.count, follow.look(output))
 
     def find_fused(self, args: tuple[Any, ...], follow: Follower) -> Fused | None:
         """Return what an operator is going to do in parts, if that is known, so that they may run unwatched."""
@@ -160,6 +142,110 @@ class Leaps:
             )  # fmt: skip
 
 
+class Runner:
+    """Runs calls of modules, and unwatched where it is known what they do. ``_leaping.c`` does the very same."""
+
+    def __init__(
+        self,
+        leaps: Leaps,
+        follow: Follower,
+        mode: Any,
+        watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
+        may: Callable[[Leap, Tensor], bool],
+        activate: Callable[[Leap, Tensor], Any],
+        failed: Callable[[nn.Module], None],
+    ) -> None:
+        self.is_open = False
+        """Whether a pass runs whose modules may run unwatched."""
+
+        self.seconds = 0.0
+        """Time that went into looking up what they do."""
+
+        self._leaps, self._follow, self._mode = leaps, follow, mode
+        self._watched, self._may, self._activate, self._failed = watched, may, activate, failed
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call of a module."""
+        leap = None
+        if self.is_open and len(args) == 1 and not kwargs:
+            started = time.perf_counter()
+            leap = self.find(module, args[0])
+            self.seconds += time.perf_counter() - started
+        is_activation = leap is not None and leap.last.met is not None
+        if leap is None or (is_activation and not self._may(leap, args[0])) or not self._take_mode():
+            return self._watched(module, args, kwargs)
+        try:
+            if is_activation:
+                return self._activate(leap, args[0])
+            output = module.forward(args[0])
+        except BaseException:
+            self._failed(module)
+            raise
+        finally:
+            _push_mode(self._mode)
+        started = time.perf_counter()
+        self._follow.steps.go_on(leap.end, leap.last)
+        self._follow.learn(output, leap.known)
+        self.seconds += time.perf_counter() - started
+        return output
+
+    def _take_mode(self) -> bool:
+        """Take the probe's mode off the top of torch's stack, so that torch does not come to Python for an operator."""
+        if torch._C._len_torch_dispatch_stack() == 0:
+            return False
+        top = _pop_mode(None)
+        if top is not self._mode:  # somebody else wants to see what runs
+            _push_mode(top)
+        return top is self._mode
+
+    def find(self, module: nn.Module, source: Any) -> Leap | None:
+        """Return what a module is going to do, if that is known."""
+        follow = self._follow
+        leap = self._leaps.known.get(follow.steps.count)
+        if leap is None or type(source) is not Tensor:
+            return None
+        before, last, end, _ = leap
+        own = module.__dict__
+        try:
+            is_same = (
+                before.module is module
+                and before.source is follow.look(source)
+                and before.shape == source.shape
+                and follow.steps.is_at(end, last)
+                and before.attributes == KINDS[type(module)](own)
+                and _are_same(before.parameters, own["_parameters"].values())
+                and _are_same(before.buffers, own["_buffers"].values())
+                and _is_as_made(own)
+            )
+        except KeyError:  # somebody has taken an attribute away
+            return None
+        return leap if is_same else None
+
+
+def runner(
+    leaps: Leaps,
+    follow: Follower,
+    mode: Any,
+    *,
+    watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
+    may: Callable[[Leap, Tensor], bool],
+    activate: Callable[[Leap, Tensor], Any],
+    failed: Callable[[nn.Module], None],
+) -> Runner | _leaping.Runner:
+    """Return what runs the calls of modules of a pass.
+
+    ``watched`` runs those of which it is not known what they do; ``activate`` runs and counts those that are an
+    activation, where it ``may``; ``failed`` is told which module raised. The ``mode`` is off while one runs unwatched.
+    """
+    if not _BUILT:
+        return Runner(leaps, follow, mode, watched, may, activate, failed)
+    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    steps = follow.steps
+    return _Compiled(
+        leaps.known, follow.tracked, steps, steps.taken, KINDS, *hooks, mode, watched, may, activate, failed
+    )
+
+
 def _is_one_kind(steps: Sequence[Step]) -> bool:
     """Tell whether these are operators of a layer, or the one of an activation, which takes its input first."""
     if all(step.met is None for step in steps):
@@ -175,8 +261,7 @@ def _is_as_made(own: dict[str, Any]) -> bool:
     """Tell whether nothing runs in a call of a module of torch but the code of its class; this is its ``__dict__``."""
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own or "_compiled_call_impl" in own:
         return False
-    is_hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
-    return not is_hooked and is_only_watcher()
+    return not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _are_same(ours: Sequence[Any], theirs: ValuesView[Any]) -> bool:

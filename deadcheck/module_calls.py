@@ -24,6 +24,7 @@ made: Callable[..., Any] = nn.Module.__call__
 """Calls a module as it is called where nobody watches."""
 
 _TORCHS = made
+_is_compiling = torch.compiler.is_compiling
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def is_only_watcher() -> bool:
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    if torch.compiler.is_compiling():  # torch.cond compiles what it calls, this too
+    if _is_compiling():  # torch.cond compiles what it calls, this too
         return made(module, *args, **kwargs)
     see: See | None = getattr(_here, "see", None)
     return made(module, *args, **kwargs) if see is None else see(module, args, kwargs)

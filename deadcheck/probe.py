@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial, reduce
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deadcheck import activations, fused, module_calls, offloaded
+from deadcheck import activations, fused, leaps, module_calls, offloaded
 from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
 from deadcheck.errors import ProbeError, first_line
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Flow, Weight, has
-from deadcheck.leaps import KINDS, Leap, Leaps
+from deadcheck.leaps import KINDS, Leap, Leaps, Runner, runner
 from deadcheck.locating import Locator, Samples
 from deadcheck.meter import NOT_THE_MODELS, Args, Meter, Pass
 from deadcheck.operators import Operator, operator_of
@@ -35,15 +35,16 @@ from deadcheck.stats import SiteCounter
 from deadcheck.weights import module_names
 from deadcheck.whereabouts import Whereabouts, never_ran
 
+if TYPE_CHECKING:
+    from deadcheck import _leaping
+
 _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
 _running = threading.local()
 
-NOT_THE_MODELS.add(sys._getframe().f_code.co_filename)
-
-_pop_mode, _push_mode = torch._C._pop_torch_dispatch_stack, torch._C._push_on_torch_dispatch_stack
+NOT_THE_MODELS.update((sys._getframe().f_code.co_filename, leaps.__file__))
 
 
 Watch = Callable[["Probe", SiteRecord | None, Tensor, Flow | None], None]
@@ -98,12 +99,24 @@ class Probe:
         self._operators: dict[Any, Operator] = {}
         self._failure: tuple[str, nn.Module] | None = None
         self._mode = _Mode(self)
+        self._runner = self._make_runner()
         self._exit = ExitStack()
+
+    def _make_runner(self) -> Runner | _leaping.Runner:
+        return runner(
+            self._leaps,
+            self._follow,
+            self._mode,
+            watched=self._watch_call,
+            may=self._may_leap,
+            activate=self._activate,
+            failed=self._failed_unwatched,
+        )
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
             stack.enter_context(self._in_this_thread())
-            stack.enter_context(module_calls.seen_by(self._see_call))
+            stack.enter_context(module_calls.seen_by(self._runner))
             if self._root is self:
                 stack.enter_context(nothing_fused(self.model))
                 stack.enter_context(offloaded.told(self.model, self._bring_in))
@@ -135,6 +148,7 @@ class Probe:
         fork._meter = self._meter.fork(fork._follow, fork._where, repeats=None if repeats is None else repeats._meter)
         fork.raised = fork._failure = None
         fork._mode, fork._exit = _Mode(fork), ExitStack()
+        fork._runner = fork._make_runner()
         return fork
 
     def adopt(self, fork: Probe) -> None:
@@ -164,6 +178,8 @@ class Probe:
         self.raised = self._failure = None
         self._where.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
+        assert self._meter.running is not None
+        self._runner.is_open = module_calls.is_only_watcher() and not self._meter.running.is_autocast
         try:
             with torch.no_grad(), self._mode:
                 n_modes = torch._C._len_torch_dispatch_stack()
@@ -171,9 +187,10 @@ class Probe:
                     yield
                 finally:
                     if torch._C._len_torch_dispatch_stack() < n_modes:  # an interrupt between two lines
-                        _push_mode(self._mode)
+                        torch._C._push_on_torch_dispatch_stack(self._mode)
             self._meter.finish()
         finally:
+            self._runner.is_open = False
             self._meter.end()
 
     def aside(self) -> AbstractContextManager[None]:
@@ -207,7 +224,7 @@ class Probe:
     @property
     def seconds(self) -> float:
         """Seconds spent in counting and in following tensors, those of all threads together."""
-        return sum(probe._meter.seconds for probe in self._family)
+        return sum(probe._meter.seconds + probe._runner.seconds for probe in self._family)
 
     def unmatched(self) -> tuple[str, ...]:
         """Return a sentence for each axis that the user chose for sites which never came."""
@@ -251,22 +268,15 @@ class Probe:
 
     # Which module runs.
 
-    def _see_call(self, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> Any:
+    def _watch_call(self, module: nn.Module, args: Args, kwargs: dict[str, Any]) -> Any:
         running = self._meter.running
         if running is None:
             return module_calls.made(module, *args, **kwargs)
         kind, begun = type(module), None
-        if kind in KINDS and len(args) == 1 and not kwargs and not running.is_autocast:
+        if self._runner.is_open and kind in KINDS and len(args) == 1 and not kwargs:
             started = time.perf_counter()
-            leap = self._leaps.find(module, args[0], self._follow)
-            if leap is None:
-                begun = self._leaps.begin(module, args[0], self._follow, self._meter.place())
+            begun = self._leaps.begin(module, args[0], self._follow, self._meter.place())
             self._meter.seconds += time.perf_counter() - started
-            if leap is not None and torch._C._len_torch_dispatch_stack() > 0 and self._may_leap(leap, args[0]):
-                top = _pop_mode(None)
-                if top is self._mode:
-                    return self._leap(leap, args[0])
-                _push_mode(top)  # somebody else wants to see what runs
         self._where.enter(module)
         if isinstance(module, _TIME_FIRST) and not getattr(module, "batch_first", True):
             self._check_time(args[0] if args else None)
@@ -285,30 +295,20 @@ class Probe:
 
     def _may_leap(self, leap: Leap, source: Tensor) -> bool:
         """Tell whether a module that is an activation can be run as its operator, and be counted as before."""
-        met = leap.last.met
-        if met is None:
-            return True
         is_seen = self.watch is not None or torch._C._len_torch_function_stack() > 0
-        return not is_seen and source.dtype is met.dtype and self._meter.place() == leap.begun.place
+        return not is_seen and source.dtype is leap.last.met.dtype and self._meter.place() == leap.begun.place
 
-    def _leap(self, leap: Leap, source: Tensor) -> Any:
-        """Run a module unwatched: torch does not come to Python for each operator."""
-        module, step = leap.begun.module, leap.last
-        try:
-            if step.met is not None and step.form is not None:
-                return self._meter.run_as(step, step.form.func, (source, *step.form.rest))
-            output = module.forward(source)
-        except BaseException:
-            self._where.enter(module)
-            self._failed(module)
-            self._where.leave()
-            raise
-        finally:
-            _push_mode(self._mode)
-        started = time.perf_counter()
-        self._leaps.land(leap, output, self._follow)
-        self._meter.seconds += time.perf_counter() - started
-        return output
+    def _activate(self, leap: Leap, source: Tensor) -> Any:
+        """Run a module that is an activation as its operator, and count it."""
+        step = leap.last
+        assert step.form is not None
+        return self._meter.run_as(step, step.form.func, (source, *step.form.rest))
+
+    def _failed_unwatched(self, module: nn.Module) -> None:
+        """Note that a module raised that is not among those that run."""
+        self._where.enter(module)
+        self._failed(module)
+        self._where.leave()
 
     def _check_time(self, source: Any) -> None:
         """Warn where a layer takes for steps in time what the data has as samples."""

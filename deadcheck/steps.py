@@ -76,57 +76,54 @@ class Steps:
     """The steps of a forward pass in their order, as far as the pass before did the very same."""
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._sizes: tuple[int, ...] = (0, 0)
-        self._at = 0
+        self.taken: list[Step] = []
+        """Those of this pass so far, and from there on those of the pass before."""
+        self.count = 0
+        """Steps so far in this pass."""
         self.serial = 0
         """Runs of layers so far in this pass."""
+        self._sizes: tuple[int, ...] = (0, 0)
 
     def start(self, *sizes: int) -> None:
         """Begin a pass; what was done to other numbers of samples says nothing of it."""
-        self._at = self.serial = 0
+        self.count = self.serial = 0
         if self._sizes != sizes:
-            self._steps.clear()
+            self.taken.clear()
             self._sizes = sizes
 
     def copy(self) -> Steps:
         """Return steps of their own for another thread."""
         other = Steps()
-        other._steps, other._sizes = list(self._steps), self._sizes
+        other.taken, other._sizes = list(self.taken), self._sizes
         return other
-
-    @property
-    def count(self) -> int:
-        """Steps so far in this pass."""
-        return self._at
 
     @property
     def next(self) -> Step | None:
         """What the pass before did at this step."""
-        return self._steps[self._at] if self._at < len(self._steps) else None
+        return self.taken[self.count] if self.count < len(self.taken) else None
 
     def go(self, step: Step) -> None:
         """Go on by the step that was ``next``."""
-        self._at += 1
+        self.count += 1
         self.serial = step.serial
 
     def is_at(self, count: int, step: Step) -> bool:
         """Tell whether the pass before, as far as it is repeated, did this step as its ``count``-th."""
-        return count <= len(self._steps) and self._steps[count - 1] is step
+        return count <= len(self.taken) and self.taken[count - 1] is step
 
     def go_on(self, count: int, step: Step) -> None:
         """Go on by all steps up to the ``count``-th, which is this one."""
-        self._at = count
+        self.count = count
         self.serial = step.serial
 
     def since(self, count: int) -> Sequence[Step]:
         """Return the steps of this pass that came after so many."""
-        return self._steps[count : self._at]
+        return self.taken[count : self.count]
 
     @property
     def last(self) -> Step:
         """The step that was taken last."""
-        return self._steps[self._at - 1]
+        return self.taken[self.count - 1]
 
     def before(self, signature: Sequence[Any]) -> Step | None:
         """Return what this step did in the pass before, if it was the very same."""
@@ -135,15 +132,15 @@ class Steps:
 
     def renew(self, form: Form | None) -> Step:
         """Return the next step, of a call in another form from here on."""
-        step = self._steps[self._at] = self._steps[self._at]._replace(form=form)
+        step = self.taken[self.count] = self.taken[self.count]._replace(form=form)
         return step
 
     def take(self, step: Step) -> Step:
         """Go on by one step: the one that was there, if this is its equal, else this one and none after it."""
         before = self.before(step.signature)
         if before is None or (before is not step and not before.equals(step)):
-            del self._steps[self._at :]
-            self._steps.append(step)
+            del self.taken[self.count :]
+            self.taken.append(step)
             before = step
         self.go(before)
         return before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,11 +14,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deadcheck
+from deadcheck import leaps
 from deadcheck.errors import ForwardError
 from deadcheck.leaps import Leaps
 from deadcheck.meter import Meter
 from deadcheck.probe import Probe
 from tests.test_no_trace import fingerprint
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"], autouse=True)
+def way_of_leaping(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run every test with the compiled runner, and with the one in Python."""
+    if request.param == "compiled" and not leaps._BUILT:
+        pytest.skip("the runner was not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaps, "_BUILT", request.param == "compiled")
+        yield
+
 
 X = torch.randn(40, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -237,7 +249,7 @@ def test_every_figure_is_that_of_a_scan_that_watches_everything(
     kind: type[Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leapt = deadcheck.scan(kind(), X, batch_size=6)
-    monkeypatch.setattr(Leaps, "find", lambda *args: None)
+    monkeypatch.setattr(Leaps, "end", lambda *args: None)
     watched = deadcheck.scan(kind(), X, batch_size=6)
 
     assert [site.stats.site for site in leapt] == [site.stats.site for site in watched]
@@ -414,7 +426,7 @@ def test_every_figure_of_an_encoder_is_that_of_a_scan_that_watches_everything(
     kind: type[Encoder], activation: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leapt = deadcheck.scan(kind(activation, norm_first=norm_first), TOKENS, batch_size=6)
-    monkeypatch.setattr(Leaps, "find", lambda *args: None)
+    monkeypatch.setattr(Leaps, "end", lambda *args: None)
     monkeypatch.setattr(Leaps, "find_fused", lambda *args: None)
     watched = deadcheck.scan(kind(activation, norm_first=norm_first), TOKENS, batch_size=6)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deadcheck
-from deadcheck import kernel, passes, pipeline, side_by_side
+from deadcheck import kernel, leaps, passes, pipeline, side_by_side
 from deadcheck.config import ScanSettings
 from deadcheck.diagnosis import Diagnosis
 from deadcheck.errors import ForwardError
@@ -466,7 +466,7 @@ class Timed(nn.Module):
         ("deadcheck.stats.SiteCounter.see_output", 2.5),
         ("deadcheck.stats.SiteCounter.finish_batch", 2.5),
         ("deadcheck.boundary.OutputWatch.see", 2.5),
-        ("deadcheck.leaps.Leaps.find", 2.5),
+        ("deadcheck.leaps.Runner.find", 5.0),
         (
             "deadcheck.follower.Follower.repeats",
             3.5,
@@ -476,6 +476,7 @@ class Timed(nn.Module):
 def test_the_time_of_counting_is_told_apart(what: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(passes.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(leaps, "_BUILT", False)
     owner, _, name = what.rpartition(".")
     cls = pkgutil.resolve_name(owner)
     run = getattr(cls, name)

@@ -1,0 +1,28 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from deadcheck.leaps import Leap
+from deadcheck.steps import Step, Steps
+
+class Runner:
+    is_open: bool
+    seconds: float
+    def __init__(
+        self,
+        known: dict[int, Leap],
+        tracked: dict[int, Any],
+        steps: Steps,
+        taken: list[Step],
+        kinds: dict[type[nn.Module], Any],
+        hooks: dict[int, Any],
+        pre_hooks: dict[int, Any],
+        mode: Any,
+        watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
+        may: Callable[[Leap, Tensor], bool],
+        activate: Callable[[Leap, Tensor], Any],
+        failed: Callable[[nn.Module], None],
+        /,
+    ) -> None: ...
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any: ...
