@@ -59,7 +59,7 @@ typedef struct {
     int32_t *low, *high;                  /* extremes, as keys */
     int64_t *positive;                    /* x > 0 */
     int64_t *zeros;                       /* x == 0 */
-    int64_t *flat;                        /* x <= border_low or x >= border_high */
+    int64_t *flat;                        /* x <= border_low or x >= border_high; of a CLIPPED one the latter alone */
     int64_t *nonfinite, *nan;             /* of what RECTIFIES */
     double *sum, *abs_sum, *square_sum;   /* of x; of the output of what RECTIFIES */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
@@ -106,10 +106,10 @@ INLINE void see(Lanes *lanes, int lane, int32_t bits, int counts, const Counts *
     lanes->high[lane] = GREATER(lanes->high[lane], key);
     if (kind != OUTPUT) lanes->positive[lane] += counts & (key > 0);
     if (kind == OUTPUT) lanes->zeros[lane] += counts & ((bits & 0x7fffffff) == 0);
-    if (HAS_FLAT(kind)) lanes->flat[lane] += counts & ((key <= c->border_low) | (key >= c->border_high));
+    if (HAS_FLAT(kind)) lanes->flat[lane] += counts & ((kind != CLIPPED && key <= c->border_low) | (key >= c->border_high));
     if (HAS_SUMS(kind)) {
         const int32_t kept = kind == CLIPPED ? LESSER(bits, c->border_high) : bits;
-        const float value = float_of(kept & -(counts & (kind == OUTPUT || key > 0)));
+        const float value = float_of((kind == OUTPUT ? kept : GREATER(kept, 0)) & -counts);
         lanes->sum[lane] += value;
         lanes->square_sum[lane] += value * value;
     }
@@ -172,7 +172,7 @@ static void count_carefully(const int32_t *x, Size n, Size step, Size row, Size 
         c->high[unit] = GREATER(c->high[unit], key);
         c->positive[unit] += key > 0;
         if (c->on) c->on[(row + i) / positions * units + unit] |= key > c->border_on;
-        if (kind == CLIPPED) c->flat[unit] += (key <= c->border_low) | (key >= c->border_high);
+        if (kind == CLIPPED) c->flat[unit] += key >= c->border_high;
         if (key > 0 && is_finite(output)) {
             c->sum[unit] += output;
             c->square_sum[unit] += output * output;
@@ -563,7 +563,7 @@ static void add(const Counts *c, const Totals *t, Size units, int64_t n, int kin
         } else {
             if (is_seen) extend(&t->input_low[u], &t->input_high[u], low, high);
             t->positive[u] += c->positive[u];
-            t->flat[u] += kind == RECTIFIER ? n - c->positive[u] - c->nan[u] : c->flat[u];
+            t->flat[u] += RECTIFIES(kind) ? n - c->positive[u] - c->nan[u] + c->flat[u] : c->flat[u];
         }
         if (RECTIFIES(kind)) { /* the output is 0 exactly where the input is not above 0 */
             const double top = kind == CLIPPED ? float_of(c->border_high) : high;
