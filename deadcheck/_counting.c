@@ -18,6 +18,8 @@
 #define BLOCK 4096
 #define LANES 16
 #define GROUP 16          /* units whose rows are counted by turns */
+#define SHORT 256         /* values of a row that is short, at most, */
+#define SHORT_ROWS 32     /* and rows of a unit that are counted one after the other */
 #define CHUNK 128         /* units of a tile that are fetched together */
 #define TILE 256          /* rows of a tile at most, */
 #define TILE_LEAST 64     /* and at least */
@@ -77,10 +79,13 @@ INLINE float float_of(int32_t bits) {
     return value;
 }
 
-/* Bring LANES lanes down to one, halving them: an order that is the same everywhere. */
-#define FOLD(lanes, op)                                                                                                \
-    for (int half = LANES / 2; half > 0; half /= 2)                                                                    \
-        for (int lane = 0; lane < half; lane++) (lanes)[lane] = op((lanes)[lane], (lanes)[lane + half]);
+/* Bring LANES lanes down to one, halving them: an order that is the same everywhere. Written out, or compilers do it value
+ * by value. */
+#define HALVE(lanes, op, half)                                                                                         \
+    KEEP_LOOP                                                                                                          \
+    for (int lane = 0; lane < half; lane++) (lanes)[lane] = op((lanes)[lane], (lanes)[lane + half]);
+#define FOLD(lanes, op) HALVE(lanes, op, 8) HALVE(lanes, op, 4) HALVE(lanes, op, 2) HALVE(lanes, op, 1)
+#define OR(a, b) ((a) | (b))
 #define ADD(a, b) ((a) + (b))
 #define LESSER(a, b) ((b) < (a) ? (b) : (a))
 #define GREATER(a, b) ((b) > (a) ? (b) : (a))
@@ -92,10 +97,11 @@ typedef struct {
 } Lanes;
 
 INLINE void clear(Lanes *lanes) {
-    memset(lanes, 0, sizeof *lanes);
     for (int lane = 0; lane < LANES; lane++) {
         lanes->low[lane] = INT32_MAX;
         lanes->high[lane] = INT32_MIN;
+        lanes->positive[lane] = lanes->zeros[lane] = lanes->flat[lane] = 0;
+        lanes->sum[lane] = lanes->abs_sum[lane] = lanes->square_sum[lane] = 0;
     }
 }
 
@@ -214,17 +220,30 @@ INLINE void add_plain(const int32_t *x, Size n, double *sum, double *square_sum)
     *square_sum += q[0];
 }
 
-/* Bring what was told of each lane down to one, two lanes at a time. */
+/* Bring what was told of each lane down to one. */
 INLINE int32_t either(const int32_t *told) {
-    uint64_t pairs[LANES / 2];
-    memcpy(pairs, told, sizeof pairs);
-    uint64_t pair = 0;
-    for (int i = 0; i < LANES / 2; i++) pair |= pairs[i];
-    return (int32_t)(pair | pair >> 32);
+    int32_t any[LANES];
+    memcpy(any, told, sizeof any);
+    FOLD(any, OR)
+    return any[0];
 }
 
 /* What there is among the values of a piece. */
 enum { IS_ON = 1, IS_BAD = 2 };
+
+/* Count fewer than LANES values; `end` is the end of the memory. */
+INLINE void see_rest(Lanes *lanes, const int32_t *rest, int left, const int32_t *end, const Counts *c, int kind) {
+    int32_t copy[LANES];
+    const int32_t fill = *rest;
+    if (end - rest < LANES) { /* else what stands beyond is read and not used */
+        memcpy(copy, rest, (size_t)left * sizeof *rest);
+        rest = copy;
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        const int32_t counts = lane < left;
+        see(lanes, lane, (rest[lane] & -counts) | (fill & (counts - 1)), counts, c, kind);
+    }
+}
 
 /* Up to BLOCK values of a unit, as a part of `lanes`; nothing is counted if one is not finite of what RECTIFIES, which
  * IS_BAD. `end` is the end of the memory. */
@@ -235,18 +254,7 @@ INLINE int count_piece(Lanes *lanes, const int32_t *x, Size n, const int32_t *en
     Lanes part;
     begin_part(&part, lanes, kind);
     see_all(&part, x, whole, LANES, c, kind);
-    if (left > 0) {
-        int32_t copy[LANES];
-        const int32_t fill = *rest;
-        if (end - rest < LANES) { /* else what stands beyond is read and not used */
-            memcpy(copy, rest, (size_t)left * sizeof *rest);
-            rest = copy;
-        }
-        for (int lane = 0; lane < LANES; lane++) {
-            const int32_t counts = lane < left;
-            see(&part, lane, (rest[lane] & -counts) | (fill & (counts - 1)), counts, c, kind);
-        }
-    }
+    if (left > 0) see_rest(&part, rest, left, end, c, kind);
     int32_t told[LANES];
     KEEP_LOOP
     for (int lane = 0; lane < LANES; lane++) {
@@ -314,11 +322,10 @@ INLINE void add_pieces(Lanes *lanes, const int32_t *x, Size units, Size position
 
 /* Values ordered (samples, units, positions); units from `first` to before `end`. A few units at a time, whose lanes go on
  * from sample to sample and are brought down to one when they have seen BLOCK values. */
-INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end, const Counts *c,
-                       int kind) {
+INLINE void count_long_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end,
+                            const Counts *c, int kind) {
     const int32_t *memory_end = x + samples * units * positions;
     const Size per_row = (positions + BLOCK - 1) / BLOCK;
-    const int is_short = positions * GROUP <= BLOCK; /* all rows of a turn are still in the cache when it ends */
     Lanes lanes[GROUP];
     Size from[GROUP]; /* the first piece that the lanes hold */
     for (Size left = first; left < end; left += GROUP) {
@@ -350,16 +357,86 @@ INLINE void count_rows(const int32_t *x, Size samples, Size units, Size position
                         if (is_to_be_summed(c, unit, told & IS_ON, kind))
                             add_plain(values, n, &c->plain_sum[unit], &c->plain_square_sum[unit]);
                     }
-                    if (RECTIFIES(kind) && c->out && !is_short) rectify(values, c->out + at * positions + start, n, c, kind);
+                    if (RECTIFIES(kind) && c->out) rectify(values, c->out + at * positions + start, n, c, kind);
                 }
-            }
-            if (RECTIFIES(kind) && c->out && is_short) {
-                const Size at = (sample * units + left) * positions;
-                rectify(x + at, c->out + at, width * positions, c, kind);
             }
         }
         for (Size i = 0; i < width; i++)
             add_pieces(&lanes[i], x, units, positions, left + i, from[i], samples * per_row, c, kind);
+    }
+}
+
+/* `height` rows of a unit, `step` values apart, the first of sample `top`; `end` is the end of the memory. */
+INLINE void count_short(const int32_t *x, Size height, Size step, Size top, Size unit, Size units, Size positions,
+                        const int32_t *end, const Counts *c, int kind) {
+    const Size whole = positions / LANES;
+    const int left = (int)(positions - whole * LANES);
+    uint8_t on[SHORT_ROWS];
+    Lanes lanes;
+    clear(&lanes);
+    for (Size s = 0; s < height; s++) {
+        const int32_t *row = x + s * step;
+        int32_t before[LANES], told[LANES];
+        if (kind == SQUASHED) {
+            memcpy(before, lanes.flat, sizeof before);
+            memset(lanes.flat, 0, sizeof before);
+        } else {
+            memcpy(before, lanes.high, sizeof before);
+            for (int lane = 0; lane < LANES; lane++) lanes.high[lane] = INT32_MIN;
+        }
+        see_all(&lanes, row, whole, LANES, c, kind);
+        if (left > 0) see_rest(&lanes, row + whole * LANES, left, end, c, kind);
+        if (kind == SQUASHED) {
+            KEEP_LOOP
+            for (int lane = 0; lane < LANES; lane++) told[lane] = lanes.flat[lane] < (int)whole + (lane < left);
+            KEEP_LOOP
+            for (int lane = 0; lane < LANES; lane++) lanes.flat[lane] += before[lane];
+        } else {
+            KEEP_LOOP
+            for (int lane = 0; lane < LANES; lane++) told[lane] = lanes.high[lane] > c->border_on;
+            KEEP_LOOP
+            for (int lane = 0; lane < LANES; lane++) lanes.high[lane] = GREATER(lanes.high[lane], before[lane]);
+        }
+        on[s] = (uint8_t)either(told);
+    }
+    int32_t bad = 0;
+    for (int lane = 0; lane < LANES && RECTIFIES(kind); lane++)
+        bad |= (lanes.low[lane] <= -INFINITE - 1) | (lanes.high[lane] >= INFINITE);
+    const int32_t *all = x - unit * positions;
+    if (bad) {
+        Counts here = *c;
+        here.on = c->on ? c->on + top * units : NULL;
+        here.out = NULL;
+        count_long_rows(all, height, units, positions, unit, unit + 1, &here, kind);
+        return;
+    }
+    add_pieces(&lanes, all, units, positions, unit, 0, height, c, kind);
+    for (Size s = 0; s < height && c->on; s++) c->on[(top + s) * units + unit] = on[s];
+    for (Size s = 0; s < height && c->silent; s++)
+        if (is_to_be_summed(c, unit, on[s], kind))
+            add_plain(x + s * step, positions, &c->plain_sum[unit], &c->plain_square_sum[unit]);
+}
+
+/* The same, where short rows of a unit are counted one after the other, a few samples at a time: to take up the lanes of a
+ * unit and lay them down again costs as much as 50 values. */
+INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end, const Counts *c,
+                       int kind) {
+    if (positions > SHORT) {
+        count_long_rows(x, samples, units, positions, first, end, c, kind);
+        return;
+    }
+    const int32_t *memory_end = x + samples * units * positions;
+    const Size fit = BLOCK / (positions > 0 ? positions : 1), tall = fit < SHORT_ROWS ? fit : SHORT_ROWS;
+    for (Size top = 0; top < samples; top += tall) {
+        const Size height = samples - top < tall ? samples - top : tall;
+        for (Size left = first; left < end; left += GROUP) {
+            const Size width = end - left < GROUP ? end - left : GROUP, at = (top * units + left) * positions;
+            for (Size i = 0; i < width; i++)
+                count_short(x + at + i * positions, height, units * positions, top, left + i, units, positions, memory_end, c,
+                            kind);
+            for (Size s = 0; s < height && RECTIFIES(kind) && c->out; s++) /* they are still in the cache */
+                rectify(x + at + s * units * positions, c->out + at + s * units * positions, width * positions, c, kind);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not kernel.is_built(), reason="the kernel was no
 ROWS = [
     (samples, units, positions)
     for positions in (2, 4, 15, 16, 17, 49, 255, 256, 257, 4095, 4096, 4097, 9000)
-    for samples, units in ((1, 1), (3, 17), (5, 35))
+    for samples, units in ((1, 1), (3, 17), (5, 35), (70, 19))
     if samples * units * positions < 600_000
 ]
 COLUMNS = [
