@@ -418,7 +418,7 @@ INLINE void count_short(const int32_t *x, Size height, Size step, Size top, Size
 }
 
 /* The same, where short rows of a unit are counted one after the other, a few samples at a time: to take up the lanes of a
- * unit and lay them down again costs as much as 50 values. */
+ * unit and lay them down again costs more than the values of such a row. */
 INLINE void count_rows(const int32_t *x, Size samples, Size units, Size positions, Size first, Size end, const Counts *c,
                        int kind) {
     if (positions > SHORT) {

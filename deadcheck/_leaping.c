@@ -1,7 +1,7 @@
 /* Runs the modules of a pass that repeats the pass before, without a look at their operators.
  *
- * Each runs right after a layer has emptied the processor's caches, where a line of Python costs many times what it costs
- * alone: 40 of them took 60 microseconds, for each layer of each batch. leaps.py does the very same where this is not built.
+ * The look at each comes right after a layer has emptied the processor's caches, where a line of Python costs several times
+ * what it costs alone. leaps.py does the very same where this is not built.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -203,8 +203,10 @@ static PyObject *run(Runner *self, PyObject *leap, PyObject *module, PyObject *s
     if (put_mode(self)) Py_CLEAR(output);
     if (output == NULL || is_activation) return output;
     const double started = now();
-    if (land(self, leap, output)) Py_CLEAR(output);
-    self->seconds += now() - started;
+    if (land(self, leap, output))
+        Py_CLEAR(output);
+    else
+        self->seconds += now() - started;
     return output;
 }
 
@@ -218,8 +220,8 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
     if (self->is_open && PyTuple_GET_SIZE(given) == 1 && PyDict_GET_SIZE(named) == 0) {
         const double started = now();
         leap = find(self, module, PyTuple_GET_ITEM(given, 0));
-        self->seconds += now() - started;
         if (leap == NULL && PyErr_Occurred()) return NULL;
+        self->seconds += now() - started;
     }
     if (leap == NULL) return PyObject_Call(self->watched, args, NULL);
     PyObject *source = PyTuple_GET_ITEM(given, 0), *output = NULL;
@@ -240,7 +242,6 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
 }
 
 static int init(Runner *self, PyObject *args, PyObject *kwargs) {
-#define TARGET(name) , &name
 #define OWN(name) PyObject *name;
     FIELDS(OWN)
     if (kwargs != NULL || !PyArg_ParseTuple(args, "O!O!OO!O!OOOOOOO", &PyDict_Type, &known, &PyDict_Type, &tracked, &steps,

@@ -142,27 +142,36 @@ class Leaps:
             )  # fmt: skip
 
 
-class Runner:
-    """Runs calls of modules, and unwatched where it is known what they do. ``_leaping.c`` does the very same."""
+class Calls(NamedTuple):
+    """What a runner calls, in the order in which ``_leaping.c`` takes it."""
 
-    def __init__(
-        self,
-        leaps: Leaps,
-        follow: Follower,
-        mode: Any,
-        watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
-        may: Callable[[Leap, Tensor], bool],
-        activate: Callable[[Leap, Tensor], Any],
-        failed: Callable[[nn.Module], None],
-    ) -> None:
+    watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+    """Runs a call of a module of which it is not known what it does."""
+
+    may: Callable[[Leap, Tensor], bool]
+    """Tells whether a module that is an activation may be run by ``activate``."""
+
+    activate: Callable[[Leap, Tensor], Any]
+    """Runs and counts a module that is an activation."""
+
+    failed: Callable[[nn.Module], None]
+    """Is told which module raised while it ran unwatched."""
+
+
+class Runner:
+    """Runs calls of modules, and unwatched where it is known what they do. ``_leaping.c`` does the very same.
+
+    The ``mode`` is off while one runs unwatched.
+    """
+
+    def __init__(self, leaps: Leaps, follow: Follower, mode: Any, calls: Calls) -> None:
         self.is_open = False
         """Whether a pass runs whose modules may run unwatched."""
 
         self.seconds = 0.0
         """Time that went into looking up what they do."""
 
-        self._leaps, self._follow, self._mode = leaps, follow, mode
-        self._watched, self._may, self._activate, self._failed = watched, may, activate, failed
+        self._leaps, self._follow, self._mode, self._calls = leaps, follow, mode, calls
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of a module."""
@@ -172,14 +181,14 @@ class Runner:
             leap = self.find(module, args[0])
             self.seconds += time.perf_counter() - started
         is_activation = leap is not None and leap.last.met is not None
-        if leap is None or (is_activation and not self._may(leap, args[0])) or not self._take_mode():
-            return self._watched(module, args, kwargs)
+        if leap is None or (is_activation and not self._calls.may(leap, args[0])) or not self._take_mode():
+            return self._calls.watched(module, args, kwargs)
         try:
             if is_activation:
-                return self._activate(leap, args[0])
+                return self._calls.activate(leap, args[0])
             output = module.forward(args[0])
         except BaseException:
-            self._failed(module)
+            self._calls.failed(module)
             raise
         finally:
             _push_mode(self._mode)
@@ -222,28 +231,12 @@ class Runner:
         return leap if is_same else None
 
 
-def runner(
-    leaps: Leaps,
-    follow: Follower,
-    mode: Any,
-    *,
-    watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
-    may: Callable[[Leap, Tensor], bool],
-    activate: Callable[[Leap, Tensor], Any],
-    failed: Callable[[nn.Module], None],
-) -> Runner | _leaping.Runner:
-    """Return what runs the calls of modules of a pass.
-
-    ``watched`` runs those of which it is not known what they do; ``activate`` runs and counts those that are an
-    activation, where it ``may``; ``failed`` is told which module raised. The ``mode`` is off while one runs unwatched.
-    """
+def runner(leaps: Leaps, follow: Follower, mode: Any, calls: Calls) -> Runner | _leaping.Runner:
+    """Return what runs the calls of modules of a pass: the compiled one, or ``Runner`` where that is not built."""
     if not _BUILT:
-        return Runner(leaps, follow, mode, watched, may, activate, failed)
+        return Runner(leaps, follow, mode, calls)
     hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
-    steps = follow.steps
-    return _Compiled(
-        leaps.known, follow.tracked, steps, steps.taken, KINDS, *hooks, mode, watched, may, activate, failed
-    )
+    return _Compiled(leaps.known, follow.tracked, follow.steps, follow.steps.taken, KINDS, *hooks, mode, *calls)
 
 
 def _is_one_kind(steps: Sequence[Step]) -> bool:

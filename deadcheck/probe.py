@@ -23,7 +23,7 @@ from deadcheck.boundary import tensors_in
 from deadcheck.errors import ProbeError, first_line
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.layout import SAMPLE, Flow, Weight, has
-from deadcheck.leaps import KINDS, Leap, Leaps, Runner, runner
+from deadcheck.leaps import KINDS, Calls, Leap, Leaps, Runner, runner
 from deadcheck.locating import Locator, Samples
 from deadcheck.meter import NOT_THE_MODELS, Args, Meter, Pass
 from deadcheck.operators import Operator, operator_of
@@ -103,15 +103,8 @@ class Probe:
         self._exit = ExitStack()
 
     def _make_runner(self) -> Runner | _leaping.Runner:
-        return runner(
-            self._leaps,
-            self._follow,
-            self._mode,
-            watched=self._watch_call,
-            may=self._may_leap,
-            activate=self._activate,
-            failed=self._failed_unwatched,
-        )
+        calls = Calls(self._watch_call, self._may_leap, self._activate, self._failed_unwatched)
+        return runner(self._leaps, self._follow, self._mode, calls)
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:

@@ -290,6 +290,27 @@ def test_an_activation_that_is_a_module_is_watched_once(monkeypatch: pytest.Monk
     assert later == [[]] * 3
 
 
+class Unequal:
+    """A value that cannot be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_what_cannot_be_compared_is_told_as_it_is() -> None:
+    model = Network().eval()
+    with Probe(model) as probe:
+        for _ in range(2):
+            with probe.batch((X,), {}, samples=len(X), first_sample=0):
+                model(X)
+        model.one.padding = Unequal()
+        with pytest.raises(ValueError, match=r"^not comparable$"), probe.batch((X,), {}, samples=40, first_sample=40):
+            model(X)
+        assert probe.seconds >= probe._runner.seconds > 0
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_in_an_unwatched_activation_leaves_nothing_behind(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
