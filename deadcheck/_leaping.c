@@ -244,7 +244,7 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
 static int init(Runner *self, PyObject *args, PyObject *kwargs) {
 #define OWN(name) PyObject *name;
     FIELDS(OWN)
-    if (kwargs != NULL || !PyArg_ParseTuple(args, "O!O!OO!O!OOOOOOO", &PyDict_Type, &known, &PyDict_Type, &tracked, &steps,
+    if (kwargs != NULL || !PyArg_ParseTuple(args, "O!O!OO!O!OOO(OOOO)", &PyDict_Type, &known, &PyDict_Type, &tracked, &steps,
                                             &PyList_Type, &taken, &PyDict_Type, &kinds, &hooks, &pre_hooks, &mode, &watched,
                                             &may, &activate, &failed))
         return -1;

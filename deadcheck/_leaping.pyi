@@ -1,9 +1,8 @@
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from deadcheck.leaps import Leap
+from deadcheck.leaps import Calls, Leap
 from deadcheck.steps import Step, Steps
 
 class Runner:
@@ -19,10 +18,7 @@ class Runner:
         hooks: dict[int, Any],
         pre_hooks: dict[int, Any],
         mode: Any,
-        watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
-        may: Callable[[Leap, Tensor], bool],
-        activate: Callable[[Leap, Tensor], Any],
-        failed: Callable[[nn.Module], None],
+        calls: Calls,
         /,
     ) -> None: ...
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Any: ...

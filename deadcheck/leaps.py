@@ -236,7 +236,7 @@ def runner(leaps: Leaps, follow: Follower, mode: Any, calls: Calls) -> Runner | 
     if not _BUILT:
         return Runner(leaps, follow, mode, calls)
     hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
-    return _Compiled(leaps.known, follow.tracked, follow.steps, follow.steps.taken, KINDS, *hooks, mode, *calls)
+    return _Compiled(leaps.known, follow.tracked, follow.steps, follow.steps.taken, KINDS, *hooks, mode, calls)
 
 
 def _is_one_kind(steps: Sequence[Step]) -> bool:
