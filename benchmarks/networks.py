@@ -131,12 +131,22 @@ class Network:
     form: Form = Form.MODULE
 
     def eager(self) -> nn.Module:
-        """Build it, the same weights each time, in eval mode, its batch norms shifted as if it had been trained."""
+        """Build it, the same weights each time, in eval mode, its batch norms as if it had been trained.
+
+        They are shifted, and hold the mean and the variance of what comes: with those of a new layer, whatever comes
+        would be tiny beside the shift, and half of the units never fire.
+        """
         torch.manual_seed(0)
         model = self.build()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.bias, std=0.5)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            nn.init.normal_(norm.bias, std=0.5)
+            norm.momentum = 1.0  # the figures of the one batch that follows
+        if norms:
+            with torch.no_grad():
+                model(self.data(2 * self.batch))
+        for norm in norms:
+            norm.momentum = 0.1
         return model.eval()
 
     def program(self) -> nn.Module:

@@ -66,6 +66,7 @@ typedef struct {
     double *sum, *abs_sum, *square_sum;   /* of x; of the output of what RECTIFIES */
     double *plain_sum, *plain_square_sum; /* of x, for units that are silent */
     const uint8_t *silent;                /* units that had not fired before; NULL to leave the plain sums out */
+    const uint8_t *asked;                 /* units to count; what is told of others says nothing; NULL for all */
     uint8_t *on;                          /* (samples, units): 1 where any x is on, else 0; NULL to leave it out */
     int32_t *out; /* where what RECTIFIES writes its output, which may be its input; NULL to leave it out */
     int32_t border_low, border_high, border_on;
@@ -228,6 +229,14 @@ INLINE int32_t either(const int32_t *told) {
     return any[0];
 }
 
+INLINE int is_asked(const Counts *c, Size unit) { return c->asked == NULL || c->asked[unit]; }
+
+INLINE int is_one_asked(const Counts *c, Size first, Size width) {
+    int any = c->asked == NULL;
+    for (Size i = 0; i < width && !any; i++) any = c->asked[first + i];
+    return any;
+}
+
 /* What there is among the values of a piece. */
 enum { IS_ON = 1, IS_BAD = 2 };
 
@@ -339,6 +348,11 @@ INLINE void count_long_rows(const int32_t *x, Size samples, Size units, Size pos
             seen = is_full ? positions : seen + positions;
             for (Size i = 0; i < width; i++) {
                 const Size unit = left + i, at = sample * units + unit;
+                if (!is_asked(c, unit)) {
+                    if (RECTIFIES(kind) && c->out)
+                        rectify(x + at * positions, c->out + at * positions, positions, c, kind);
+                    continue;
+                }
                 for (Size start = 0; start < positions; start += BLOCK) {
                     const Size n = positions - start < BLOCK ? positions - start : BLOCK;
                     const Size number = sample * per_row + start / BLOCK;
@@ -432,8 +446,9 @@ INLINE void count_rows(const int32_t *x, Size samples, Size units, Size position
         for (Size left = first; left < end; left += GROUP) {
             const Size width = end - left < GROUP ? end - left : GROUP, at = (top * units + left) * positions;
             for (Size i = 0; i < width; i++)
-                count_short(x + at + i * positions, height, units * positions, top, left + i, units, positions, memory_end, c,
-                            kind);
+                if (is_asked(c, left + i))
+                    count_short(x + at + i * positions, height, units * positions, top, left + i, units, positions, memory_end,
+                                c, kind);
             for (Size s = 0; s < height && RECTIFIES(kind) && c->out; s++) /* they are still in the cache */
                 rectify(x + at + s * units * positions, c->out + at + s * units * positions, width * positions, c, kind);
         }
@@ -546,9 +561,11 @@ INLINE void count_columns(const int32_t *x, Size samples, Size units, Size posit
             const Size at = top * units + left;
             for (Size r = 0; r < height; r++)
                 for (Size i = 0; i < width; i += LANES) FETCH(x + at + r * units + i);
-            for (Size i = 0; i < width; i += LANES)
-                count_tile(x + at + i, top, height, left + i, width - i < LANES ? (int)(width - i) : LANES, units, positions,
-                           c, kind);
+            for (Size i = 0; i < width; i += LANES) {
+                const int beside = width - i < LANES ? (int)(width - i) : LANES;
+                if (is_one_asked(c, left + i, beside))
+                    count_tile(x + at + i, top, height, left + i, beside, units, positions, c, kind);
+            }
             for (Size r = 0; r < height && positions == 1 && c->on; r++) {
                 const int32_t *row = x + at + r * units;
                 uint8_t *on = c->on + at + r * units;
@@ -665,21 +682,22 @@ static int32_t key_of_float(float value) {
 }
 
 static const char COUNT_DOC[] =
-    "count(kind, units_last, data, samples, units, positions, totals, silent, on, border_low, border_high, border_on,\n"
-    "      threads, out)\n"
+    "count(kind, units_last, data, samples, units, positions, totals, silent, asked, on, border_low, border_high,\n"
+    "      border_on, threads, out)\n"
     "--\n\n"
     "Count float32 values at the address `data` and add to `totals`, a tuple of addresses; 0 leaves `silent`, `on`\n"
-    "or `out` out. A rectifier, clipped or not, also writes its output to the address `out`, which may be `data`.\n"
+    "or `out` out and asks all. What is told of a unit that is not asked says nothing. A rectifier, clipped or not, also\n"
+    "writes its output to the address `out`, which may be `data`.\n"
     "Return False, with nothing added, where a value or its square is not finite and the kind is no rectifier.";
 
 static PyObject *count(PyObject *self, PyObject *args) {
     int kind, units_last, threads;
-    unsigned long long data, silent, on, out, t[N_TOTALS];
+    unsigned long long data, silent, asked, on, out, t[N_TOTALS];
     Size samples, units, positions;
     float border_low, border_high, border_on;
-    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKKK)KKfffiK", &kind, &units_last, &data, &samples, &units, &positions,
+    if (!PyArg_ParseTuple(args, "ipKnnn(KKKKKKKKKKKKK)KKKfffiK", &kind, &units_last, &data, &samples, &units, &positions,
                           &t[0], &t[1], &t[2], &t[3], &t[4], &t[5], &t[6], &t[7], &t[8], &t[9], &t[10], &t[11],
-                          &t[12], &silent, &on, &border_low, &border_high, &border_on, &threads, &out))
+                          &t[12], &silent, &asked, &on, &border_low, &border_high, &border_on, &threads, &out))
         return NULL;
     if (kind < RECTIFIER || kind > CLIPPED || threads < 1 || samples < 0 || units < 0 || positions < 0) {
         PyErr_SetString(PyExc_ValueError, "no such kind of count, a negative size, or no thread");
@@ -694,7 +712,8 @@ static PyObject *count(PyObject *self, PyObject *args) {
                       .positive = ints, .zeros = ints + n, .flat = ints + 2 * n, .nonfinite = ints + 3 * n, .nan = ints + 4 * n,
                       .sum = reals, .abs_sum = reals + n, .square_sum = reals + 2 * n,
                       .plain_sum = reals + 3 * n, .plain_square_sum = reals + 4 * n,
-                      .silent = (const uint8_t *)(uintptr_t)silent, .on = (uint8_t *)(uintptr_t)on,
+                      .silent = (const uint8_t *)(uintptr_t)silent,
+                      .asked = (const uint8_t *)(uintptr_t)asked, .on = (uint8_t *)(uintptr_t)on,
                       .out = (int32_t *)(uintptr_t)out,
                       .border_low = key_of_float(border_low), .border_high = key_of_float(border_high),
                       .border_on = key_of_float(border_on)};

@@ -7,6 +7,7 @@ def count(
     positions: int,
     totals: tuple[int, ...],
     silent: int,
+    asked: int,
     on: int,
     border_low: float,
     border_high: float,

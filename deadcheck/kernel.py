@@ -70,7 +70,7 @@ def writes_as_torch() -> bool:
     out, at = torch.empty_like(x), tuple(totals[name].data_ptr() for name in TOTALS)
 
     def is_same(kind: Kind, high: float, run: Callable[[Tensor], Tensor]) -> bool:
-        _counting.count(kind, False, x.data_ptr(), 1, 1, len(x), at, 0, 0, 0.0, high, 0.0, 1, out.data_ptr())
+        _counting.count(kind, False, x.data_ptr(), 1, 1, len(x), at, 0, 0, 0, 0.0, high, 0.0, 1, out.data_ptr())
         return torch.equal(run(x.clone()).view(torch.int32), out.view(torch.int32))
 
     relus = all(is_same(Kind.RECTIFIER, math.inf, run) for run in (torch.relu, torch.relu_))
@@ -92,6 +92,9 @@ class Kernel:
         self._totals = tuple(totals[name].data_ptr() for name in TOTALS)
         self._held = totals
         self._n_units = len(totals["zeros"])
+        self.asked: Tensor | None = None
+        """Which units are counted, shape (units,); None for all. What the totals say of others is nothing."""
+
         self._borders = (activation.low, activation.high, activation.on)
         if activation.family is Family.SQUASHING:
             self.input_kind = Kind.SQUASHED
@@ -148,6 +151,7 @@ class Kernel:
             positions,
             self._totals,
             0 if unfired is None else unfired.data_ptr(),
+            0 if self.asked is None else self.asked.data_ptr(),
             0 if on is None else on.data_ptr(),
             *self._borders,
             torch.get_num_threads(),
@@ -176,7 +180,7 @@ def moments_of(values: Tensor) -> tuple[float, float, float, float] | None:
     addresses, size = tuple(totals[name].data_ptr() for name in TOTALS), values.numel() // parts
     threads = torch.get_num_threads()
     if not _counting.count(
-        Kind.OUTPUT, False, values.data_ptr(), 1, parts, size, addresses, 0, 0, 0.0, 0.0, 0.0, threads, 0
+        Kind.OUTPUT, False, values.data_ptr(), 1, parts, size, addresses, 0, 0, 0, 0.0, 0.0, 0.0, threads, 0
     ):
         return None
     total, squares = (float(totals[name].sum()) for name in ("output_sum", "output_square_sum"))

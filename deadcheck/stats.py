@@ -78,7 +78,9 @@ class SiteCounter:
         self._fired = torch.zeros(n_units, dtype=torch.int64, device=device)
         self._first_fired = torch.full((n_units,), -1, dtype=torch.int64, device=device)
         self._asked: Tensor | None = None
-        """Which units are still asked; None for all."""
+        """Which units are still held; None for all."""
+        self._idle: Tensor | None = None
+        """Which of those are asked no more, as the kernel passes over them; None for none."""
         self._settled = {name: torch.full((n_units,), UNKNOWN, dtype=torch.int64) for name in _WITNESSES}
         self._unfired = torch.ones(n_units, dtype=torch.bool, device=device)
         """Units that had not fired before this batch."""
@@ -125,6 +127,7 @@ class SiteCounter:
                 return None
         n_positions = tensor.numel() // (rows.n_rows * self.n_units)
         unfired, on = self._unfired if self._any_unfired else None, self._blank(rows.n_rows)
+        self._in_kernel = True
         compiled.rectify(tensor, rows.n_rows, n_positions, unfired, on, out, units_last=units_last)
         self._see_on(on, rows)
         self.observations += rows.n_rows * n_positions
@@ -274,15 +277,20 @@ class SiteCounter:
         """Ask the units no more whose verdict no sample can change."""
         least, most = self._extremes["input_min"], self._extremes["input_max"]
         done = settled(self.activation.family, self._fired, self._counts["flat"], self.observations, least, most)
-        # To pick units costs a copy of them, and a ReLU then runs by itself: of many, one pass over all is cheaper.
-        n_done, least_done = int(done.sum()), self.n_units - self.n_units // 8 if self._kernel is not None else 1
-        if n_done < least_done:
+        if self._idle is not None:
+            done |= self._idle
+        newly = done if self._idle is None else done & ~self._idle
+        if not bool(newly.any()):
             return
         asked = torch.arange(self.n_all, device=self.device) if self._asked is None else self._asked
         for name, values in (("first_fired", self._first_fired), ("nonfinite", self._counts["nonfinite"])):
-            self._settled[name][asked[done].cpu()] = values[done].cpu()
+            self._settled[name][asked[newly].cpu()] = values[newly].cpu()
+        if self._kernel is not None and self._in_kernel and not bool(done.all()):
+            # To pick the others would cost a copy of them, and a ReLU would run by itself.
+            self._idle, self._kernel.asked = done, ~done
+            return
         left = (~done).nonzero().squeeze(1)
-        self._asked, self.n_units = asked[left], len(left)
+        self._asked, self._idle, self.n_units = asked[left], None, len(left)
         self._counts = {name: values[left] for name, values in self._counts.items()}
         self._extremes = {name: values[left] for name, values in self._extremes.items()}
         self._batch_sums, self._sums, self._rest = (x[:, left] for x in (self._batch_sums, self._sums, self._rest))
@@ -296,12 +304,13 @@ class SiteCounter:
         counted = self._totals(site)
         if self.level == "counts":
             return counted.without_sums()
-        return counted if self._asked is None else self._with_settled(counted, site)
+        return counted if self._asked is None and self._idle is None else self._with_settled(counted, site)
 
     def _with_settled(self, counted: SiteStats, site: Site) -> SiteStats:
         """Return the totals of the units that are asked beside what is left of those that are not."""
-        assert self._asked is not None
-        asked, arrays = self._asked.cpu().numpy(), dict[str, Any]()
+        held = np.arange(self.n_all) if self._asked is None else self._asked.cpu().numpy()
+        is_asked = np.ones(len(held), bool) if self._idle is None else ~self._idle.numpy()
+        asked, arrays = held[is_asked], dict[str, Any]()
         for item in fields(SiteStats):
             own = getattr(counted, item.name)
             if not isinstance(own, np.ndarray):
@@ -311,7 +320,7 @@ class SiteCounter:
             else:
                 fill = UNKNOWN if own.dtype == np.int64 else 0.0 if item.name == "rest" else math.nan
                 array = np.full((*own.shape[:-1], self.n_all), fill, own.dtype)
-            array[..., asked] = own
+            array[..., asked] = own[..., is_asked]
             arrays[item.name] = array
         return replace(counted, site=site, **arrays)
 

@@ -42,7 +42,9 @@ def values(samples: int, units: int, positions: int, spoilt: float | None) -> Te
     return x
 
 
-def counted(x: Tensor, kind: kernel.Kind, *, units_last: bool, out: Tensor | None) -> tuple[bool, dict[str, Any]]:
+def counted(
+    x: Tensor, kind: kernel.Kind, *, units_last: bool, out: Tensor | None, asked: Tensor | None = None
+) -> tuple[bool, dict[str, Any]]:
     """Count a tensor whose memory is in the order of its three axes."""
     samples, units = x.shape[0], x.shape[2 if units_last else 1]
     totals = {
@@ -56,7 +58,8 @@ def counted(x: Tensor, kind: kernel.Kind, *, units_last: bool, out: Tensor | Non
     done = kernel._counting.count(
         kind, units_last, x.data_ptr(), samples, units, x.shape[1 if units_last else 2],
         tuple(totals[name].data_ptr() for name in kernel.TOTALS),
-        silent.data_ptr(), on.data_ptr(), low, 0.5, 0.0, 2, 0 if out is None else out.data_ptr(),
+        silent.data_ptr(), 0 if asked is None else asked.data_ptr(), on.data_ptr(),
+        low, 0.5, 0.0, 2, 0 if out is None else out.data_ptr(),
     )  # fmt: skip
     return done, {"on": on.numpy(), **{name: total.numpy() for name, total in totals.items()}}
 
@@ -129,6 +132,29 @@ def test_counts_are_those_of_numpy(kind: kernel.Kind, units_last: bool, spoilt: 
             if out is not None:
                 wanted = F.hardtanh(before, 0, 0.5) if kind is kernel.Kind.CLIPPED else torch.relu(before)
                 assert torch.equal(out.view(torch.int32), wanted.view(torch.int32)), size
+
+
+@pytest.mark.parametrize("spoilt", SPOILED)
+@pytest.mark.parametrize("kind", list(kernel.Kind))
+@pytest.mark.parametrize("units_last", [False, True])
+def test_units_that_are_asked_are_counted_as_among_all_and_the_output_is_whole(
+    kind: kernel.Kind, units_last: bool, spoilt: float | None
+) -> None:
+    for size in COLUMNS if units_last else ROWS:
+        x = values(*size, spoilt)
+        laid = (x.transpose(1, 2) if units_last else x).clone(memory_format=torch.contiguous_format)
+        outs = [torch.empty_like(laid) if kind in RECTIFIERS else None for _ in range(2)]
+        of_all = counted(laid, kind, units_last=units_last, out=outs[0])
+        # One in three, as dead units are; of columns, a whole tile that is not asked too.
+        asked = (torch.arange(size[1]) % 3 == 0) & (torch.arange(size[1]) // 16 != 1)
+        done, found = counted(laid, kind, units_last=units_last, out=outs[1], asked=asked)
+        at = asked.nonzero().squeeze(1).numpy()
+
+        assert done or not of_all[0]
+        for name, value in of_all[1].items() if of_all[0] else ():
+            np.testing.assert_array_equal(found[name][..., at], value[..., at], err_msg=f"{name} of {size}")
+        if outs[0] is not None:
+            assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32)), size
 
 
 def compare(found: dict[str, Any], wanted: dict[str, Any], size: tuple[int, int, int]) -> None:
