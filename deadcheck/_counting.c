@@ -25,6 +25,8 @@
 #define TILE_LEAST 64     /* and at least */
 #define TILE_VALUES 65536 /* values on as many pages as a tile is to stand on */
 #define ROW 4096
+#define PARTS 2           /* parts of the samples that are counted by themselves */
+#define MOST_SHARES 256
 #define WORTH_SHARING (1 << 16) /* values; fewer are counted before another thread has woken up */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
@@ -47,7 +49,9 @@ typedef Py_ssize_t Size;
 
 /* torch's own pool of threads, as kernel.py finds it; a second pool would fight with it for the processors. */
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*ThreadNumber)(void);
 static Parallel parallel = NULL;
+static ThreadNumber thread_number = NULL;
 
 enum { RECTIFIER, INPUT, SQUASHED, OUTPUT, CLIPPED };
 
@@ -601,36 +605,56 @@ static const Kernel KERNELS[5][2] = {{rectifier_rows, rectifier_columns},
                                      {output_rows, output_columns},
                                      {clipped_rows, clipped_columns}};
 
-/* What the threads of one call share. Each counts units of its own, so that no sum depends on their number. */
+/* A run of samples, whose counts are its own: no sum depends on the number of threads. */
+typedef struct {
+    const int32_t *x;
+    Size samples;
+    Counts c;
+} Part;
+
+/* What the threads of one call share: parts of the samples, each cut into shares of units. */
 typedef struct {
     Kernel kernel;
-    const int32_t *x;
-    Size samples, units, positions, share, next;
-    const Counts *c;
+    Part parts[PARTS];
+    int n_parts, n_shares; /* shares of each part */
+    int is_large;          /* enough for another thread to wake up */
+    Size units, positions, share;
+    uint8_t taken[MOST_SHARES];
 } Work;
 
-/* Take shares until none is left: there may be fewer threads than were asked for. */
+static void count_share(const Work *w, int number) {
+    const Part *part = &w->parts[number / w->n_shares];
+    const Size first = number % w->n_shares * w->share, end = w->units - first < w->share ? w->units : first + w->share;
+    w->kernel(part->x, part->samples, w->units, w->positions, first, end, &part->c);
+}
+
+/* Take shares until none is left, as there may be fewer threads than were asked for; first the one of the memory that a
+ * thread of torch's operators works on, which is in its processor's cache. */
 static void count_shares(void *shared) {
     Work *w = shared;
 #if defined(__GNUC__)
-    for (Size first; (first = __atomic_fetch_add(&w->next, w->share, __ATOMIC_RELAXED)) < w->units;) {
-        const Size end = w->units - first < w->share ? w->units : first + w->share;
-        w->kernel(w->x, w->samples, w->units, w->positions, first, end, w->c);
+    const int all = w->n_parts * w->n_shares, own = thread_number == NULL ? 0 : thread_number();
+    for (int i = 0; i < all; i++) {
+        const int number = (own + i) % all;
+        if (!__atomic_exchange_n(&w->taken[number], 1, __ATOMIC_RELAXED)) count_share(w, number);
     }
 #else
-    w->kernel(w->x, w->samples, w->units, w->positions, 0, w->units, w->c); /* never shared: no GOMP_parallel */
+    for (int number = 0; number < w->n_parts * w->n_shares; number++) count_share(w, number);
 #endif
 }
 
-/* Share out the units to as many threads, in steps of a cache line of floats. */
-static void count_all(Kernel kernel, const int32_t *x, Size samples, Size units, Size positions, const Counts *c,
-                      int threads) {
-    const Size even = (units + threads - 1) / threads, share = (even + LANES - 1) / LANES * LANES;
-    Work work = {kernel, x, samples, units, positions, share, 0, c};
-    if (parallel == NULL || threads < 2 || share >= units || samples * units * positions < WORTH_SHARING)
-        kernel(x, samples, units, positions, 0, units, c);
+/* Share out the units of each part, in steps of a cache line of floats. */
+static void count_all(Work *w, int threads) {
+    if (parallel == NULL || !w->is_large) threads = 1;
+    if (threads > MOST_SHARES / PARTS) threads = MOST_SHARES / PARTS;
+    const int apart = threads / w->n_parts > 1 ? threads / w->n_parts : 1;
+    const Size even = (w->units + apart - 1) / apart, share = (even + LANES - 1) / LANES * LANES;
+    w->share = share > 0 ? share : LANES;
+    w->n_shares = (int)((w->units + w->share - 1) / w->share);
+    if (threads > 1 && w->n_parts * w->n_shares > 1)
+        parallel(count_shares, w, (unsigned)threads, 0);
     else
-        parallel(count_shares, &work, (unsigned)threads, 0);
+        count_shares(w);
 }
 
 /* Totals of a site, in the order in which kernel.py gives their addresses. */
@@ -704,36 +728,51 @@ static PyObject *count(PyObject *self, PyObject *args) {
         return NULL;
     }
     const size_t n = (size_t)units;
-    int64_t *ints = calloc(n + 1, 5 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(int32_t));
-    if (ints == NULL) return PyErr_NoMemory();
-    double *reals = (double *)(ints + 5 * n);
-    int32_t *keys = (int32_t *)(reals + 5 * n);
-    const Counts c = {.low = keys, .high = keys + n,
-                      .positive = ints, .zeros = ints + n, .flat = ints + 2 * n, .nonfinite = ints + 3 * n, .nan = ints + 4 * n,
-                      .sum = reals, .abs_sum = reals + n, .square_sum = reals + 2 * n,
-                      .plain_sum = reals + 3 * n, .plain_square_sum = reals + 4 * n,
-                      .silent = (const uint8_t *)(uintptr_t)silent,
-                      .asked = (const uint8_t *)(uintptr_t)asked, .on = (uint8_t *)(uintptr_t)on,
-                      .out = (int32_t *)(uintptr_t)out,
-                      .border_low = key_of_float(border_low), .border_high = key_of_float(border_high),
-                      .border_on = key_of_float(border_on)};
+    Work w = {.kernel = KERNELS[kind][units_last != 0], .units = units, .positions = positions, .n_parts = 1};
+    w.is_large = samples * units * positions >= WORTH_SHARING;
+    if (w.is_large && samples >= PARTS) w.n_parts = PARTS;
+    const size_t size = 5 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(int32_t);
+    char *memory = calloc((size_t)w.n_parts * n + 1, size);
+    if (memory == NULL) return PyErr_NoMemory();
+    for (int i = 0; i < w.n_parts; i++) {
+        const Size first = samples * i / w.n_parts, at = first * units * positions;
+        int64_t *ints = (int64_t *)(memory + (size_t)i * n * size);
+        double *reals = (double *)(ints + 5 * n);
+        int32_t *keys = (int32_t *)(reals + 5 * n);
+        const Counts c = {
+            .low = keys, .high = keys + n,
+            .positive = ints, .zeros = ints + n, .flat = ints + 2 * n, .nonfinite = ints + 3 * n, .nan = ints + 4 * n,
+            .sum = reals, .abs_sum = reals + n, .square_sum = reals + 2 * n,
+            .plain_sum = reals + 3 * n, .plain_square_sum = reals + 4 * n,
+            .silent = (const uint8_t *)(uintptr_t)silent, .asked = (const uint8_t *)(uintptr_t)asked,
+            .on = on ? (uint8_t *)(uintptr_t)on + first * units : NULL,
+            .out = out ? (int32_t *)(uintptr_t)out + at : NULL,
+            .border_low = key_of_float(border_low), .border_high = key_of_float(border_high),
+            .border_on = key_of_float(border_on)};
+        w.parts[i] = (Part){(const int32_t *)(uintptr_t)data + at, samples * (i + 1) / w.n_parts - first, c};
+    }
     Totals totals;
     void **address = (void **)&totals;
     for (int i = 0; i < N_TOTALS; i++) address[i] = (void *)(uintptr_t)t[i];
     int finite = 1;
     Py_BEGIN_ALLOW_THREADS
-    if (c.on) memset(c.on, 0, (size_t)samples * n);
-    for (size_t u = 0; u < n; u++) {
-        c.low[u] = INT32_MAX;
-        c.high[u] = INT32_MIN;
+    if (on) memset((uint8_t *)(uintptr_t)on, 0, (size_t)samples * n);
+    for (int i = 0; i < w.n_parts; i++)
+        for (size_t u = 0; u < n; u++) {
+            w.parts[i].c.low[u] = INT32_MAX;
+            w.parts[i].c.high[u] = INT32_MIN;
+        }
+    count_all(&w, threads);
+    for (int i = 0; i < w.n_parts && !RECTIFIES(kind); i++) {
+        const Counts *c = &w.parts[i].c;
+        for (size_t u = 0; u < n; u++)
+            finite &= c->low[u] > -INFINITE - 1 && c->high[u] < INFINITE && is_finite(c->square_sum[u]) &&
+                      is_finite(c->plain_square_sum[u]);
     }
-    count_all(KERNELS[kind][units_last != 0], (const int32_t *)(uintptr_t)data, samples, units, positions, &c, threads);
-    for (size_t u = 0; u < n && !RECTIFIES(kind); u++)
-        finite &= c.low[u] > -INFINITE - 1 && c.high[u] < INFINITE && is_finite(c.square_sum[u]) &&
-                  is_finite(c.plain_square_sum[u]);
-    if (finite) add(&c, &totals, units, (int64_t)samples * positions, kind);
+    for (int i = 0; i < w.n_parts && finite; i++)
+        add(&w.parts[i].c, &totals, units, (int64_t)w.parts[i].samples * positions, kind);
     Py_END_ALLOW_THREADS
-    free(ints);
+    free(memory);
     return PyBool_FromLong(finite);
 }
 
@@ -817,14 +856,15 @@ static PyObject *fire(PyObject *self, PyObject *args) {
 }
 
 static const char USE_DOC[] =
-    "use_threads(parallel)\n"
+    "use_threads(parallel, number)\n"
     "--\n\n"
-    "Share large counts out to the threads of GOMP_parallel, which stands at this address.";
+    "Share large counts out to the threads of GOMP_parallel and omp_get_thread_num, which stand at these addresses.";
 
 static PyObject *use_threads(PyObject *self, PyObject *args) {
-    unsigned long long parallel_at;
-    if (!PyArg_ParseTuple(args, "K", &parallel_at)) return NULL;
+    unsigned long long parallel_at, number_at;
+    if (!PyArg_ParseTuple(args, "KK", &parallel_at, &number_at)) return NULL;
     parallel = (Parallel)(uintptr_t)parallel_at;
+    thread_number = (ThreadNumber)(uintptr_t)number_at;
     Py_RETURN_NONE;
 }
 

@@ -5,27 +5,31 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdint.h>
 #include <structmember.h>
+#include <time.h>
 
 /* Fields of the records of leaps.py and steps.py, in their order. */
 enum { LEAP_BEGUN, LEAP_LAST, LEAP_END, LEAP_KNOWN };
 enum { BEGUN_MODULE, BEGUN_PLACE, BEGUN_ATTRIBUTES, BEGUN_PARAMETERS, BEGUN_BUFFERS, BEGUN_SOURCE, BEGUN_SHAPE };
 enum { STEP_SERIAL = 2, STEP_MET = 4 };
+enum { MET_SEEN, MET_PLACE, MET_DTYPE };
+enum { SEEN_RECORD };
 
 static PyObject *s_count, *s_serial, *s_shape, *s_forward, *s_parameters, *s_buffers, *s_hooks, *s_pre_hooks, *s_compiled;
-static PyObject *tensor_type, *n_modes, *pop_mode, *push_mode, *perf_counter;
+static PyObject *s_dtype, *tensor_type, *n_function_modes, *pop_mode, *push_mode, *perf_counter;
 
 /* What a runner holds; what each is stands in leaps.py. */
 #define FIELDS(do)                                                                                                     \
-    do(known) do(tracked) do(steps) do(taken) do(kinds) do(hooks) do(pre_hooks) do(mode) do(watched) do(may)           \
-    do(activate) do(failed)
+    do(known) do(tracked) do(steps) do(taken) do(kinds) do(hooks) do(pre_hooks) do(files) do(mode) do(settled)         \
+    do(watched) do(activate) do(passed) do(failed)
 
 typedef struct {
     PyObject_HEAD
 #define FIELD(name) PyObject *name;
     FIELDS(FIELD)
 #undef FIELD
-    char is_open;
+    PyObject *caller;
     double seconds;
 } Runner;
 
@@ -143,21 +147,99 @@ static int land(const Runner *self, PyObject *leap, PyObject *output) {
     return learn(self, output, PyTuple_GET_ITEM(leap, LEAP_KNOWN));
 }
 
+static int last_instruction(PyFrameObject *frame) {
+#if PY_VERSION_HEX >= 0x030B0000
+    return PyFrame_GetLasti(frame);
+#else
+    PyObject *number = PyObject_GetAttrString((PyObject *)frame, "f_lasti");
+    const long last = number == NULL ? -1 : PyLong_AsLong(number);
+    Py_XDECREF(number);
+    if (PyErr_Occurred()) PyErr_Clear();
+    return (int)last;
+#endif
+}
+
+static uint64_t mixed(uint64_t all, uint64_t next) {
+    all = (all ^ next) * 0x9E3779B97F4A7C15u;
+    return all ^ all >> 29;
+}
+
+/* A number for a number and the frames from `caller` to the innermost that is of none of the files: 0, or -1 on an error. */
+static int find_place(PyObject *files, Py_ssize_t number, PyObject *caller, Py_ssize_t *place) {
+    uint64_t all = mixed(0, (uint64_t)number);
+    int is_models = 0;
+    PyFrameObject *frame = PyEval_GetFrame();
+    Py_XINCREF(frame);
+    while (frame != NULL) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        const int is_between = is_models ? 0 : PySet_Contains(files, code->co_filename);
+        is_models = is_between == 0;
+        if (is_models) all = mixed(mixed(all, (uintptr_t)code), (uint64_t)last_instruction(frame));
+        Py_DECREF(code);
+        const int is_last = is_between < 0 || (is_models && (PyObject *)frame == caller);
+        PyFrameObject *outer = is_last ? NULL : PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        if (is_between < 0) return -1;
+        frame = outer;
+    }
+    *place = (Py_ssize_t)all;
+    return 0;
+}
+
+static const char PLACE_DOC[] =
+    "place_of(files, number, caller)\n"
+    "--\n\n"
+    "Return a number for the frames from `caller` to the innermost that is of none of the files, and a number.";
+
+static PyObject *place_of(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    if (n != 3 || !PyAnySet_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "place_of takes a set of files, a number and a frame");
+        return NULL;
+    }
+    const Py_ssize_t number = PyLong_AsSsize_t(args[1]);
+    Py_ssize_t place;
+    if ((number == -1 && PyErr_Occurred()) || find_place(args[0], number, args[2], &place)) return NULL;
+    return PyLong_FromSsize_t(place);
+}
+
+/* Whether a module that is an activation can be run as its operator, and be counted as before: 1 or 0, or -1. */
+static int may_activate(const Runner *self, PyObject *leap, PyObject *source) {
+    PyObject *met = PyTuple_GET_ITEM(PyTuple_GET_ITEM(leap, LEAP_LAST), STEP_MET);
+    PyObject *dtype = PyObject_GetAttr(source, s_dtype);
+    if (dtype == NULL) return -1;
+    Py_DECREF(dtype); /* it is compared only */
+    if (dtype != PyTuple_GET_ITEM(met, MET_DTYPE)) return 0;
+    PyObject *n = PyObject_CallNoArgs(n_function_modes);
+    const long modes = n == NULL ? -1 : PyLong_AsLong(n);
+    Py_XDECREF(n);
+    if (modes != 0) return modes < 0 ? -1 : 0;
+    Py_ssize_t place;
+    if (find_place(self->files, 0, self->caller, &place)) return -1;
+    const Py_ssize_t before = PyLong_AsSsize_t(PyTuple_GET_ITEM(PyTuple_GET_ITEM(leap, LEAP_BEGUN), BEGUN_PLACE));
+    if (before == -1 && PyErr_Occurred()) return -1;
+    return place == before;
+}
+
 static double now(void) {
+#if defined(CLOCK_MONOTONIC)
+    struct timespec time;
+    return clock_gettime(CLOCK_MONOTONIC, &time) ? 0 : (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+#else
     PyObject *time = PyObject_CallNoArgs(perf_counter);
     const double seconds = time == NULL ? 0 : PyFloat_AsDouble(time);
     Py_XDECREF(time);
     return seconds;
+#endif
 }
 
 /* Take the probe's mode off the top of torch's stack: 1, or 0 where there is another one or none, or -1. */
 static int take_mode(const Runner *self) {
-    PyObject *n = PyObject_CallNoArgs(n_modes);
-    const long modes = n == NULL ? -1 : PyLong_AsLong(n);
-    Py_XDECREF(n);
-    if (modes < 1) return modes < 0 ? -1 : 0;
     PyObject *top = PyObject_CallOneArg(pop_mode, Py_None);
-    if (top == NULL) return -1;
+    if (top == NULL) { /* the stack is empty */
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) return -1;
+        PyErr_Clear();
+        return 0;
+    }
     const int is_ours = top == self->mode;
     PyObject *done = is_ours ? NULL : PyObject_CallOneArg(push_mode, top); /* somebody else wants to see what runs */
     const int failed = !is_ours && done == NULL;
@@ -192,18 +274,32 @@ static void tell_failed(const Runner *self, PyObject *module) {
     PyErr_Restore(type, value, traceback);
 }
 
+static int tell_passed(const Runner *self, PyObject *step, PyObject *source, PyObject *output) {
+    PyObject *done = PyObject_CallFunctionObjArgs(self->passed, step, source, output, NULL);
+    Py_XDECREF(done);
+    return done == NULL;
+}
+
 /* Run a module as its leap says, the mode taken off. */
 static PyObject *run(Runner *self, PyObject *leap, PyObject *module, PyObject *source, int is_activation) {
-    PyObject *output;
-    if (is_activation)
-        output = PyObject_CallFunctionObjArgs(self->activate, leap, source, NULL);
+    PyObject *output, *step = PyTuple_GET_ITEM(leap, LEAP_LAST);
+    int is_passed = 0;
+    if (is_activation) {
+        PyObject *seen = PyTuple_GET_ITEM(PyTuple_GET_ITEM(step, STEP_MET), MET_SEEN);
+        is_passed = PySet_Contains(self->settled, PyTuple_GET_ITEM(seen, SEEN_RECORD));
+    }
+    const int is_counted = is_activation && !is_passed;
+    if (is_passed < 0)
+        output = NULL;
+    else if (is_counted)
+        output = PyObject_CallFunctionObjArgs(self->activate, step, source, NULL);
     else
         output = PyObject_CallMethodOneArg(module, s_forward, source);
     if (output == NULL) tell_failed(self, module);
     if (put_mode(self)) Py_CLEAR(output);
-    if (output == NULL || is_activation) return output;
+    if (output == NULL || is_counted) return output;
     const double started = now();
-    if (land(self, leap, output))
+    if (land(self, leap, output) || (is_passed && tell_passed(self, step, source, output)))
         Py_CLEAR(output);
     else
         self->seconds += now() - started;
@@ -217,7 +313,7 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     PyObject *leap = NULL;
-    if (self->is_open && PyTuple_GET_SIZE(given) == 1 && PyDict_GET_SIZE(named) == 0) {
+    if (self->caller != NULL && self->caller != Py_None && PyTuple_GET_SIZE(given) == 1 && PyDict_GET_SIZE(named) == 0) {
         const double started = now();
         leap = find(self, module, PyTuple_GET_ITEM(given, 0));
         if (leap == NULL && PyErr_Occurred()) return NULL;
@@ -226,12 +322,7 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
     if (leap == NULL) return PyObject_Call(self->watched, args, NULL);
     PyObject *source = PyTuple_GET_ITEM(given, 0), *output = NULL;
     const int is_activation = PyTuple_GET_ITEM(PyTuple_GET_ITEM(leap, LEAP_LAST), STEP_MET) != Py_None;
-    int is_to_run = 1;
-    if (is_activation) {
-        PyObject *may = PyObject_CallFunctionObjArgs(self->may, leap, source, NULL);
-        is_to_run = may == NULL ? -1 : PyObject_IsTrue(may);
-        Py_XDECREF(may);
-    }
+    int is_to_run = is_activation ? may_activate(self, leap, source) : 1;
     if (is_to_run == 1) is_to_run = take_mode(self);
     if (is_to_run == 1)
         output = run(self, leap, module, source, is_activation);
@@ -244,9 +335,9 @@ static PyObject *call(Runner *self, PyObject *args, PyObject *kwargs) {
 static int init(Runner *self, PyObject *args, PyObject *kwargs) {
 #define OWN(name) PyObject *name;
     FIELDS(OWN)
-    if (kwargs != NULL || !PyArg_ParseTuple(args, "O!O!OO!O!OOO(OOOO)", &PyDict_Type, &known, &PyDict_Type, &tracked, &steps,
-                                            &PyList_Type, &taken, &PyDict_Type, &kinds, &hooks, &pre_hooks, &mode, &watched,
-                                            &may, &activate, &failed))
+    if (kwargs != NULL || !PyArg_ParseTuple(args, "O!O!OO!O!OOO!OO!(OOOO)", &PyDict_Type, &known, &PyDict_Type, &tracked, &steps,
+                                            &PyList_Type, &taken, &PyDict_Type, &kinds, &hooks, &pre_hooks, &PySet_Type, &files,
+                                            &mode, &PySet_Type, &settled, &watched, &activate, &passed, &failed))
         return -1;
 #define KEEP(name) Py_XSETREF(self->name, Py_NewRef(name));
     FIELDS(KEEP)
@@ -256,6 +347,7 @@ static int init(Runner *self, PyObject *args, PyObject *kwargs) {
 static int traverse(Runner *self, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(self->name);
     FIELDS(VISIT)
+    Py_VISIT(self->caller);
     Py_VISIT(Py_TYPE(self));
     return 0;
 }
@@ -263,6 +355,7 @@ static int traverse(Runner *self, visitproc visit, void *arg) {
 static int clear(Runner *self) {
 #define CLEAR(name) Py_CLEAR(self->name);
     FIELDS(CLEAR)
+    Py_CLEAR(self->caller);
     return 0;
 }
 
@@ -275,7 +368,7 @@ static void dealloc(Runner *self) {
 }
 
 static PyMemberDef MEMBERS[] = {
-    {"is_open", T_BOOL, offsetof(Runner, is_open), 0, "Whether a pass runs whose modules may run unwatched."},
+    {"caller", T_OBJECT, offsetof(Runner, caller), 0, "The frame that runs the model where modules may run unwatched."},
     {"seconds", T_DOUBLE, offsetof(Runner, seconds), 0, "Time that went into looking up what they do."},
     {NULL, 0, 0, 0, NULL}};
 
@@ -290,8 +383,10 @@ static PyType_Slot SLOTS[] = {{Py_tp_doc, "Runs calls of modules, unwatched wher
                               {0, NULL}};
 static PyType_Spec SPEC = {"deadcheck._leaping.Runner", sizeof(Runner), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, SLOTS};
 
+static PyMethodDef METHODS[] = {{"place_of", (PyCFunction)(void (*)(void))place_of, METH_FASTCALL, PLACE_DOC},
+                                {NULL, NULL, 0, NULL}};
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_leaping", "Modules that run unwatched.", -1,
-                                    NULL, NULL, NULL, NULL, NULL};
+                                    METHODS, NULL, NULL, NULL, NULL};
 
 /* Set a global to an attribute of a module. */
 static int import(const char *from, const char *name, PyObject **to) {
@@ -305,10 +400,10 @@ PyMODINIT_FUNC PyInit__leaping(void) {
     static const struct { PyObject **at; const char *name; } NAMES[] = {
         {&s_count, "count"}, {&s_serial, "serial"}, {&s_shape, "shape"}, {&s_forward, "forward"},
         {&s_parameters, "_parameters"}, {&s_buffers, "_buffers"}, {&s_hooks, "_forward_hooks"},
-        {&s_pre_hooks, "_forward_pre_hooks"}, {&s_compiled, "_compiled_call_impl"}};
+        {&s_pre_hooks, "_forward_pre_hooks"}, {&s_compiled, "_compiled_call_impl"}, {&s_dtype, "dtype"}};
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++)
         if ((*NAMES[i].at = PyUnicode_InternFromString(NAMES[i].name)) == NULL) return NULL;
-    if (import("torch", "Tensor", &tensor_type) || import("torch._C", "_len_torch_dispatch_stack", &n_modes) ||
+    if (import("torch", "Tensor", &tensor_type) || import("torch._C", "_len_torch_function_stack", &n_function_modes) ||
         import("torch._C", "_pop_torch_dispatch_stack", &pop_mode) ||
         import("torch._C", "_push_on_torch_dispatch_stack", &push_mode) || import("time", "perf_counter", &perf_counter))
         return NULL;

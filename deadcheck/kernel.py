@@ -31,7 +31,8 @@ def _use_threads() -> None:
     """Let the kernel run on the threads that torch's operators run on, where they are OpenMP's."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        _counting.use_threads(ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0)
+        functions = library.GOMP_parallel, library.omp_get_thread_num
+        _counting.use_threads(*(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions))
 
 
 if _BUILT:

@@ -399,6 +399,7 @@ class Plan(NamedTuple):
     units_last: tuple[int, ...]
     """Permutation to samples, positions, units."""
 
+    n_values: int
     n_samples: int
     n_units: int
     unit_axes: tuple[int, ...]
@@ -425,6 +426,7 @@ def plan(axes: Axes) -> Plan:
         split=tuple(atom.size for atom in atoms),
         samples_first=tuple(samples_first),
         units_last=tuple(units_last),
+        n_values=math.prod(atom.size for atom in atoms),
         n_samples=count(axes, SAMPLE),
         n_units=count(axes, UNIT),
         unit_axes=tuple(i for i, axis in enumerate(axes) if has(axis, UNIT)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence, ValuesView
 from operator import is_, itemgetter
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from deadcheck.follower import Follower
+from deadcheck.frames import NOT_THE_MODELS, place_of
 from deadcheck.layout import Flow, Known
+from deadcheck.roster import SiteRecord
 from deadcheck.steps import Step
 
 if TYPE_CHECKING:
@@ -91,14 +94,17 @@ class Fused(NamedTuple):
 class Leaps:
     """The modules of a pass that the pass before ran too, on inputs of which the very same was known."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, activations: bool) -> None:
+        self._activations = activations
+        """Whether modules that are activations may run like that too."""
+
         self.known: dict[int, Leap] = {}
         """By the number of steps so far when the module began."""
         self._fused: dict[int, Fused] = {}
 
     def fork(self) -> Leaps:
         """Return one for another thread that runs the same model."""
-        fork = Leaps()
+        fork = Leaps(activations=self._activations)
         fork.known, fork._fused = dict(self.known), dict(self._fused)
         return fork
 
@@ -119,7 +125,9 @@ class Leaps:
     def end(self, begun: Begun, output: Any, follow: Follower) -> None:
         """Note what it did."""
         steps = follow.steps.since(begun.start)
-        if steps and type(output) is Tensor and all(step.form is not None for step in steps) and _is_one_kind(steps):
+        may_leap = self._activations or all(step.met is None for step in steps)
+        is_plain = type(output) is Tensor and all(step.form is not None for step in steps)
+        if steps and may_leap and is_plain and _is_one_kind(steps):
             self.known[begun.start] = Leap(begun, steps[-1], follow.steps.count, follow.look(output))
 
     def find_fused(self, args: tuple[Any, ...], follow: Follower) -> Fused | None:
@@ -148,11 +156,11 @@ class Calls(NamedTuple):
     watched: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
     """Runs a call of a module of which it is not known what it does."""
 
-    may: Callable[[Leap, Tensor], bool]
-    """Tells whether a module that is an activation may be run by ``activate``."""
+    activate: Callable[[Step, Tensor], Any]
+    """Runs and counts the operator of a module that is an activation."""
 
-    activate: Callable[[Leap, Tensor], Any]
-    """Runs and counts a module that is an activation."""
+    passed: Callable[[Step, Tensor, Any], None]
+    """Is told what came out of an activation of a site that is not counted any more."""
 
     failed: Callable[[nn.Module], None]
     """Is told which module raised while it ran unwatched."""
@@ -161,31 +169,31 @@ class Calls(NamedTuple):
 class Runner:
     """Runs calls of modules, and unwatched where it is known what they do. ``_leaping.c`` does the very same.
 
-    The ``mode`` is off while one runs unwatched.
+    The ``mode`` is off while one runs unwatched. Activations of ``settled`` sites are not counted.
     """
 
-    def __init__(self, leaps: Leaps, follow: Follower, mode: Any, calls: Calls) -> None:
-        self.is_open = False
-        """Whether a pass runs whose modules may run unwatched."""
+    def __init__(self, leaps: Leaps, follow: Follower, mode: Any, settled: set[SiteRecord], calls: Calls) -> None:
+        self.caller: FrameType | None = None
+        """The frame that runs the model in a pass whose modules may run unwatched."""
 
         self.seconds = 0.0
         """Time that went into looking up what they do."""
 
-        self._leaps, self._follow, self._mode, self._calls = leaps, follow, mode, calls
+        self._leaps, self._follow, self._mode, self._settled, self._calls = leaps, follow, mode, settled, calls
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call of a module."""
         leap = None
-        if self.is_open and len(args) == 1 and not kwargs:
+        if self.caller is not None and len(args) == 1 and not kwargs:
             started = time.perf_counter()
             leap = self.find(module, args[0])
             self.seconds += time.perf_counter() - started
         is_activation = leap is not None and leap.last.met is not None
-        if leap is None or (is_activation and not self._calls.may(leap, args[0])) or not self._take_mode():
+        if leap is None or (is_activation and not self._may_activate(leap, args[0])) or not self._take_mode():
             return self._calls.watched(module, args, kwargs)
         try:
-            if is_activation:
-                return self._calls.activate(leap, args[0])
+            if is_activation and leap.last.met.seen.record not in self._settled:
+                return self._calls.activate(leap.last, args[0])
             output = module.forward(args[0])
         except BaseException:
             self._calls.failed(module)
@@ -195,8 +203,16 @@ class Runner:
         started = time.perf_counter()
         self._follow.steps.go_on(leap.end, leap.last)
         self._follow.learn(output, leap.known)
+        if is_activation:
+            self._calls.passed(leap.last, args[0], output)
         self.seconds += time.perf_counter() - started
         return output
+
+    def _may_activate(self, leap: Leap, source: Tensor) -> bool:
+        """Tell whether a module that is an activation can be run as its operator, and be counted as before."""
+        assert self.caller is not None
+        is_seen = torch._C._len_torch_function_stack() > 0
+        return not is_seen and source.dtype is leap.last.met.dtype and place_of(0, self.caller) == leap.begun.place
 
     def _take_mode(self) -> bool:
         """Take the probe's mode off the top of torch's stack, so that torch does not come to Python for an operator."""
@@ -231,12 +247,15 @@ class Runner:
         return leap if is_same else None
 
 
-def runner(leaps: Leaps, follow: Follower, mode: Any, calls: Calls) -> Runner | _leaping.Runner:
+def runner(
+    leaps: Leaps, follow: Follower, mode: Any, settled: set[SiteRecord], calls: Calls
+) -> Runner | _leaping.Runner:
     """Return what runs the calls of modules of a pass: the compiled one, or ``Runner`` where that is not built."""
     if not _BUILT:
-        return Runner(leaps, follow, mode, calls)
+        return Runner(leaps, follow, mode, settled, calls)
     hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
-    return _Compiled(leaps.known, follow.tracked, follow.steps, follow.steps.taken, KINDS, *hooks, mode, calls)
+    held = leaps.known, follow.tracked, follow.steps, follow.steps.taken
+    return _Compiled(*held, KINDS, *hooks, NOT_THE_MODELS, mode, settled, calls)
 
 
 def _is_one_kind(steps: Sequence[Step]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from deadcheck import activations, kernel, recurrent
 from deadcheck.activations import Activation
 from deadcheck.deferred import counter_of
 from deadcheck.follower import Follower, tensors_of
+from deadcheck.frames import NOT_THE_MODELS, place_of
 from deadcheck.layout import Feed, Flow, positions
 from deadcheck.locating import Locator, Samples, Seen
 from deadcheck.roster import SiteRecord
@@ -33,8 +33,7 @@ Args = tuple[Any, ...]
 Watch = Callable[[SiteRecord | None, Tensor, Flow | None], None]
 """Called at each activation with the record of the site (None where nothing is counted), its input and its axes."""
 
-NOT_THE_MODELS = {sys._getframe().f_code.co_filename}
-"""Files whose code stands between an activation and the code of the model that calls it."""
+NOT_THE_MODELS.add(__file__)
 
 
 class Met(NamedTuple):
@@ -96,6 +95,8 @@ class Meter:
         """Whether the pass that runs is to raise Stopped at its next activation."""
 
         self.counters: dict[SiteRecord, SiteCounter] = {}
+        self.settled: set[SiteRecord] = set()
+        """Sites none of whose units is asked any more."""
         self.skipped: dict[tuple[str, str], Skipped] = {}
         self.seconds = 0.0
         """Time that went into counting."""
@@ -120,8 +121,10 @@ class Meter:
         """Take what was counted in the pass that ran for counted."""
         assert self.running is not None
         with self.aside():
-            for counter in self.counters.values():
+            for record, counter in self.counters.items():
                 counter.finish_batch(self.running.samples.first)
+                if counter.is_settled:
+                    self.settled.add(record)
 
     def end(self) -> None:
         """End a pass, finished or not."""
@@ -158,10 +161,25 @@ class Meter:
             return None
         return self.run_as(step, func, args)
 
+    def run_step(self, step: Step, z: Tensor) -> Any:
+        """Run and count the activation of a step, which is the next, on ``z``."""
+        assert step.form is not None
+        return self.run_as(step, step.form.func, (z, *step.form.rest))
+
+    def pass_over_step(self, step: Step, z: Tensor, output: Any) -> None:
+        """Note that the activation of a step, whose site is settled, ran on ``z``."""
+        assert self.running is not None
+        met = step.met
+        self.counters[met.seen.record].pass_over(met.seen.layout, met.seen.rows)
+        self.running.met.append(met)
+        if met.bends:
+            self.running.suspects.curve(z, output)
+
     def run_as(self, step: Step, func: Any, args: Args) -> Any:
         """Run and count an activation as this step did, which is the next."""
-        self._stop_if_told()
         assert self.running is not None
+        if self.is_stopped or self._repeats is not None:
+            self._stop_if_told()
         output = self._counted(step.met.seen, args[0], func, args, {})
         self.running.met.append(step.met)
         self._follow.steps.go(step)
@@ -291,21 +309,12 @@ class Meter:
     def place(self) -> int:
         """Return a number for the place in the code of the model from which this is called."""
         assert self.running is not None
-        caller = self.running.caller
-        place = self._where.place.number if self._where.place is not None else 0
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame.f_code.co_filename in NOT_THE_MODELS:
-            frame = frame.f_back
-        parts = [place]
-        while frame is not None:
-            parts += id(frame.f_code), frame.f_lasti
-            frame = frame.f_back if frame is not caller else None
-        return hash(tuple(parts))
+        return place_of(self._where.place.number if self._where.place is not None else 0, self.running.caller)
 
     def _came_out(self, output: Any, step: Step, z: Tensor) -> None:
         """What comes out of an activation keeps its axes, and is fed by the activation from here on."""
         assert self.running is not None
-        for tensor in tensors_of(output):
+        for tensor in (output,) if type(output) is Tensor else tensors_of(output):
             self._follow.learn(tensor, step.knowns[0])
         if step.met.bends:
             self.running.suspects.curve(z, _first(output))
@@ -315,15 +324,20 @@ class Meter:
     def _counted(self, seen: Seen, z: Tensor, func: Any, args: Args, kwargs: Mapping[str, Any]) -> Any:
         """Run an activation on ``z`` and count its input and output, unseen: the probe's mode is off here."""
         started, counter = time.perf_counter(), self._counter(seen.record)
-        output = None if kwargs or self._watch is not None else self._rectify(counter, func, args, seen)
+        is_settled = counter.is_settled
+        output = None if kwargs or is_settled or self._watch is not None else self._rectify(counter, func, args, seen)
         if output is None:
-            counter.see_input(z, seen.layout, seen.rows)
+            if not is_settled:
+                counter.see_input(z, seen.layout, seen.rows)
             if self._watch is not None:
                 self._watch(seen.record, z, seen.flow)
             run = time.perf_counter()
             output = func(*args, **kwargs)
             started += time.perf_counter() - run
-            counter.see_output(_first(output), seen.layout, seen.rows)
+            if is_settled:
+                counter.pass_over(seen.layout, seen.rows)
+            else:
+                counter.see_output(_first(output), seen.layout, seen.rows)
         self.seconds += time.perf_counter() - started
         return output
 
@@ -337,8 +351,11 @@ class Meter:
     def _count(self, z: Tensor, h: Tensor, seen: Seen) -> None:
         counter = self._counter(seen.record)
         with self.aside():
-            counter.see_input(z, seen.layout, seen.rows)
-            counter.see_output(h, seen.layout, seen.rows)
+            if counter.is_settled:
+                counter.pass_over(seen.layout, seen.rows)
+            else:
+                counter.see_input(z, seen.layout, seen.rows)
+                counter.see_output(h, seen.layout, seen.rows)
 
     def _counter(self, record: SiteRecord) -> SiteCounter:
         counter = self.counters.get(record)

@@ -22,10 +22,11 @@ from deadcheck.as_called import as_called, is_autocast
 from deadcheck.boundary import tensors_in
 from deadcheck.errors import ProbeError, first_line
 from deadcheck.follower import Follower, tensors_of
+from deadcheck.frames import NOT_THE_MODELS
 from deadcheck.layout import SAMPLE, Flow, Weight, has
-from deadcheck.leaps import KINDS, Calls, Leap, Leaps, Runner, runner
+from deadcheck.leaps import KINDS, Calls, Leaps, Runner, runner
 from deadcheck.locating import Locator, Samples
-from deadcheck.meter import NOT_THE_MODELS, Args, Meter, Pass
+from deadcheck.meter import Args, Meter, Pass
 from deadcheck.operators import Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import nothing_fused
@@ -44,7 +45,7 @@ _TIME_FIRST = (
 
 _running = threading.local()
 
-NOT_THE_MODELS.update((sys._getframe().f_code.co_filename, leaps.__file__))
+NOT_THE_MODELS.update((__file__, leaps.__file__))
 
 
 Watch = Callable[["Probe", SiteRecord | None, Tensor, Flow | None], None]
@@ -81,7 +82,7 @@ class Probe:
 
         self._names, self._aliases = module_names(model)
         self._follow = Follower(model, self._names)
-        self._leaps = Leaps()
+        self._leaps = Leaps(activations=watch is None)
         self._roster = Roster(self._aliases)
         self._where = Whereabouts(self._names, gates=gates)
         self._meter = Meter(
@@ -103,8 +104,9 @@ class Probe:
         self._exit = ExitStack()
 
     def _make_runner(self) -> Runner | _leaping.Runner:
-        calls = Calls(self._watch_call, self._may_leap, self._activate, self._failed_unwatched)
-        return runner(self._leaps, self._follow, self._mode, calls)
+        meter = self._meter
+        calls = Calls(self._watch_call, meter.run_step, meter.pass_over_step, self._failed_unwatched)
+        return runner(self._leaps, self._follow, self._mode, meter.settled, calls)
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
@@ -172,7 +174,8 @@ class Probe:
         self._where.start()
         self._follow.start([tensor for _, tensor in tensors_in([args, kwargs])], samples, padding)
         assert self._meter.running is not None
-        self._runner.is_open = module_calls.is_only_watcher() and not self._meter.running.is_autocast
+        may_leap = module_calls.is_only_watcher() and not self._meter.running.is_autocast
+        self._runner.caller = caller if may_leap else None
         try:
             with torch.no_grad(), self._mode:
                 n_modes = torch._C._len_torch_dispatch_stack()
@@ -183,7 +186,7 @@ class Probe:
                         torch._C._push_on_torch_dispatch_stack(self._mode)
             self._meter.finish()
         finally:
-            self._runner.is_open = False
+            self._runner.caller = None
             self._meter.end()
 
     def aside(self) -> AbstractContextManager[None]:
@@ -266,7 +269,7 @@ class Probe:
         if running is None:
             return module_calls.made(module, *args, **kwargs)
         kind, begun = type(module), None
-        if self._runner.is_open and kind in KINDS and len(args) == 1 and not kwargs:
+        if self._runner.caller is not None and kind in KINDS and len(args) == 1 and not kwargs:
             started = time.perf_counter()
             begun = self._leaps.begin(module, args[0], self._follow, self._meter.place())
             self._meter.seconds += time.perf_counter() - started
@@ -285,17 +288,6 @@ class Probe:
             raise
         finally:
             self._where.leave()
-
-    def _may_leap(self, leap: Leap, source: Tensor) -> bool:
-        """Tell whether a module that is an activation can be run as its operator, and be counted as before."""
-        is_seen = self.watch is not None or torch._C._len_torch_function_stack() > 0
-        return not is_seen and source.dtype is leap.last.met.dtype and self._meter.place() == leap.begun.place
-
-    def _activate(self, leap: Leap, source: Tensor) -> Any:
-        """Run a module that is an activation as its operator, and count it."""
-        step = leap.last
-        assert step.form is not None
-        return self._meter.run_as(step, step.form.func, (source, *step.form.rest))
 
     def _failed_unwatched(self, module: nn.Module) -> None:
         """Note that a module raised that is not among those that run."""
@@ -426,6 +418,7 @@ class Probe:
         """Follow a mark of a program to where it stands now."""
         place = self._marks.setdefault(args[-1], read(args[-1]))
         self._where.go_to(place)
+        self._runner.caller = None  # it is no model of modules
         if len(args) == 3:
             source = next((tensor for tensor in args[0] if isinstance(self._follow.look(tensor), Flow)), None)
             self._meter.see_recurrent(place.kind, source, args[1])

@@ -110,6 +110,16 @@ class SiteCounter:
         sums = dict(zip(SUMS, self._batch_sums, strict=True))
         return kernel.Kernel(self.activation, {**self._counts, **self._extremes, **sums})
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no unit is asked any more."""
+        return self.n_units == 0 < self.n_all
+
+    def pass_over(self, layout: Plan, rows: Rows) -> None:
+        """Note one call of a settled site, which is not counted."""
+        self._see_on(self._blank(rows.n_kept), rows)  # of no unit
+        self.observations += rows.n_kept * (layout.n_values // max(rows.n_rows * self.n_all, 1))
+
     def rectify(self, tensor: Tensor, layout: Plan, rows: Rows, *, in_place: bool) -> Tensor | None:
         """Count one of ``kernel.WRITTEN`` and run it in the same pass over the memory; None, with nothing done, if not.
 
@@ -158,9 +168,6 @@ class SiteCounter:
                 self._is_empty, self._bad_input = False, None
                 self._see_on(on, rows)
                 return
-        if self.n_units == 0 < self.n_all:
-            self._see_on(self._blank(rows.n_kept).zero_(), rows)
-            return
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
         if self._is_empty:
@@ -204,9 +211,6 @@ class SiteCounter:
             if compiled.count_output(tensor, n_rows, positions, units_last=units_last):
                 self.observations += n_rows * positions
                 return
-        if self.n_units == 0 < self.n_all:
-            self.observations += rows.n_kept * (tensor.numel() // max(rows.n_rows * self.n_all, 1))
-            return
         if self._is_empty:
             return
         h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
@@ -240,7 +244,8 @@ class SiteCounter:
 
     def finish_batch(self, first_sample: int) -> None:
         """Close a forward pass whose first sample has this index in the data."""
-        self._settle_sums()
+        if self.n_units:
+            self._settle_sums()
         if self._on is None:
             return
         on, self._on = self._on, None
@@ -249,12 +254,14 @@ class SiteCounter:
         else:
             came = self._reached.sum()
             self._picked = came if self._picked is None else self._picked + came
+        self.batches += 1
+        if self.is_settled:
+            return
         if self._kernel is not None:
             totals = (self._fired, self._first_fired, self._unfired)
             self._any_unfired = kernel.fire(on.contiguous(), first_sample, *totals)
         else:
             self._fire(on, first_sample)
-        self.batches += 1
         if self.level == "verdict" and self.n_units and self._may_settle:
             self._settle_units()
 
