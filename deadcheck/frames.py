@@ -12,7 +12,7 @@ NOT_THE_MODELS = {__file__}
 
 def _place_of(files: set[str], number: int, caller: FrameType) -> int:
     """Return a number for the frames from ``caller`` to the innermost that is of none of the files, and a number."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in files:
         frame = frame.f_back
     parts = [number]

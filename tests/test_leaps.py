@@ -19,6 +19,7 @@ from deadcheck.errors import ForwardError
 from deadcheck.leaps import Leaps
 from deadcheck.meter import Meter
 from deadcheck.probe import Probe
+from deadcheck.sites import UNKNOWN
 from tests.test_no_trace import fingerprint
 
 
@@ -244,13 +245,14 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("stats", ["full", "verdict"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_is_that_of_a_scan_that_watches_everything(
-    kind: type[Network], monkeypatch: pytest.MonkeyPatch
+    kind: type[Network], stats: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leapt = deadcheck.scan(kind(), X, batch_size=6)
+    leapt = deadcheck.scan(kind(), X, batch_size=6, stats=stats)
     monkeypatch.setattr(Leaps, "end", lambda *args: None)
-    watched = deadcheck.scan(kind(), X, batch_size=6)
+    watched = deadcheck.scan(kind(), X, batch_size=6, stats=stats)
 
     assert [site.stats.site for site in leapt] == [site.stats.site for site in watched]
     assert all(a.stats.equals(b.stats) for a, b in zip(leapt, watched, strict=True))
@@ -288,6 +290,37 @@ def test_an_activation_that_is_a_module_is_watched_once(monkeypatch: pytest.Monk
 
     assert {"relu", "gelu"} <= set(first)
     assert later == [[]] * 3
+
+
+def test_an_activation_whose_units_are_settled_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counted = Modules(), []
+    model.bend, run = nn.Tanh(), Meter.run_as
+    model.eval()
+    monkeypatch.setattr(Meter, "run_as", lambda self, step, *args: counted.append(step) or run(self, step, *args))
+    with Probe(model, stats="verdict") as probe:
+        for number in range(5):
+            with probe.batch((X,), {}, samples=len(X), first_sample=40 * number):
+                model(X)
+        settled = [site.site.key for site in probe.stats() if (site.fired == UNKNOWN).all()]
+    assert settled == ["act#1", "act#2", "bend"]
+    assert counted == []
+    assert all(site.samples == 200 for site in probe.stats())
+
+
+def test_a_settled_activation_that_bends_is_recognised_in_what_is_written_out_by_hand() -> None:
+    class Swish(Modules):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bend = nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = self.head(self.flat(self.pool(self.one(x))))
+            gate = self.bend(x)
+            return x * gate if self.calls > 4 else gate
+
+    found = deadcheck.scan(Swish(), X, batch_size=6, stats="verdict")
+    assert [item.what for item in found.measurement.skipped if item.what == "aten.mul"] == ["aten.mul"]
 
 
 class Unequal:
