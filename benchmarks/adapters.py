@@ -94,15 +94,15 @@ def run(model: nn.Module, data: Tensor) -> None:
         model(batch)
 
 
-def ask_deadcheck(model: nn.Module, data: Tensor, axis: int) -> Found:
-    """Scan; it finds the axis by itself."""
+def ask_deadcheck(model: nn.Module, data: Tensor, axis: int, size: int = BATCH) -> Found:
+    """Scan, so many samples at a time; it finds the axis by itself."""
     import deadcheck
     from deadcheck import Verdict
 
     verdicts = (Verdict.DEAD, Verdict.NEGATIVE_ONLY)
     return {
         site.key: frozenset(unit for unit in range(site.units) if site.verdict(unit) in verdicts)
-        for site in deadcheck.scan(model, data, batch_size=BATCH)
+        for site in deadcheck.scan(model, data, batch_size=size)
     }
 
 

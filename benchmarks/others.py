@@ -23,15 +23,24 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 
-from adapters import BATCH, TOOLS, Tool, run
+from adapters import BATCH, TOOLS, Tool, ask_deadcheck, run
 from networks import Network, encoder, mlp, resnet18
 from timing import options, peak, ratios, spread, table, write
 from torch import Tensor, nn
 
 BARE = "bare loop"
-DEFAULT = ("deadcheck", "zero-mean hooks", "storing hooks", "torchlens", "torchdiag", "dead-relu-viz")
+DEFAULT = (
+    "deadcheck",
+    "deadcheck, all at once",
+    "zero-mean hooks",
+    "storing hooks",
+    "torchlens",
+    "torchdiag",
+    "dead-relu-viz",
+)
 
 NETWORKS: dict[str, tuple[Network, int]] = {
     "ResNet-18, 112 pixels": (Network(resnet18, (3, 112, 112), BATCH), 1),
@@ -47,7 +56,16 @@ def ask_nothing(model: nn.Module, data: Tensor, axis: int) -> Mapping[str, int]:
     return {}
 
 
-EVERY = {BARE: Tool(ask_nothing, "forward passes, and nothing else"), **TOOLS}
+def ask_deadcheck_at_once(model: nn.Module, data: Tensor, axis: int) -> Mapping[str, object]:
+    """Scan all samples in one batch, as torchlens and torchdiag take them."""
+    return ask_deadcheck(model, data, axis, size=len(data))
+
+
+EVERY = {
+    BARE: Tool(ask_nothing, "forward passes, and nothing else"),
+    **TOOLS,
+    "deadcheck, all at once": replace(TOOLS["deadcheck"], ask=ask_deadcheck_at_once, how="the same with one batch"),
+}
 
 
 def too_long(*signal_and_frame: object) -> None:
@@ -143,7 +161,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[256, 1024], help="numbers of samples")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that are measured [default: 3]")
     parser.add_argument("--only", default="", help="part of a network's name")
-    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=list(DEFAULT), help="tools to ask")
+    parser.add_argument("--tools", nargs="*", choices=list(EVERY)[1:], default=list(DEFAULT), help="tools to ask")
     parser.add_argument("--most-seconds", type=int, default=120, help="ends one question [default: 120]")
     parser.add_argument("--most-gib", type=int, default=10, help="memory that a process may take [default: 10]")
     parser.add_argument("--serve", choices=EVERY, help=argparse.SUPPRESS)
@@ -153,7 +171,7 @@ def main() -> None:
     if args.serve:
         serve(EVERY[args.serve], *NETWORKS[args.name], args.samples[0], limits)
         return
-    missing = {name: reason for name in args.tools if (reason := TOOLS[name].missing())}
+    missing = {name: reason for name in args.tools if (reason := EVERY[name].missing())}
     tools = [BARE, *(name for name in args.tools if name not in missing)]
     own = [sys.executable, __file__, "--most-seconds", str(limits[0]), "--most-gib", str(limits[1])]
     ask = partial(measured, tools, rounds=args.rounds, own=own)
@@ -169,7 +187,7 @@ def main() -> None:
             rows += [[name, f"{samples:,}", tool, *cells(one, bare)] for tool, one in by_tool.items()]
             print(f"{name}, {samples} samples: done", file=sys.stderr)
     print(f"{table(rows)}\n")
-    versions = {tool: TOOLS[tool].versions() for tool in tools if tool in TOOLS}
+    versions = {tool: EVERY[tool].versions() for tool in tools}
     for tool in tools:
         named = ", ".join(f"{distribution} {version}" for distribution, version in versions.get(tool, {}).items())
         print(f"- {tool} ({named}): {EVERY[tool].how}" if named else f"- {tool}: {EVERY[tool].how}")
