@@ -319,7 +319,7 @@ def test_a_settled_activation_that_bends_is_recognised_in_what_is_written_out_by
             gate = self.bend(x)
             return x * gate if self.calls > 4 else gate
 
-    found = deadcheck.scan(Swish(), X, batch_size=6, stats="verdict")
+    found = deadcheck.scan(Swish(), X[:36], batch_size=6, stats="verdict")
     assert [item.what for item in found.measurement.skipped if item.what == "aten.mul"] == ["aten.mul"]
 
 
