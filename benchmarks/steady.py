@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from unittest import mock
 
 import torch
 from networks import NETWORKS, Form
@@ -19,6 +21,7 @@ from overhead import hooked
 from timing import options, seconds, table, write
 from torch import Tensor, nn
 
+from deadcheck import kernel
 from deadcheck.probe import Probe
 
 Run = Callable[[Tensor], float]
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=60, help="batches that are measured [default: 60]")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="torch's threads [default: 2 1]")
     parser.add_argument("--only", default="", help="a network, or part of the names of some")
+    parser.add_argument("--without-kernel", action="store_true", help="count with torch alone")
     args = parser.parse_args()
     modules = [name for name in NETWORKS if NETWORKS[name].form is Form.MODULE]  # a scan copies a program, and marks it
     names = [name for name in modules if args.only in name]
@@ -113,13 +117,14 @@ def main() -> None:
     found = []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        found += [measured(name, args.batches) for name in names]
+        with mock.patch.object(kernel, "is_built", return_value=False) if args.without_kernel else nullcontext():
+            found += [measured(name, args.batches) for name in names]
     rows = [["network", "threads", "bare, ms", *found[0]["ratios"]]]
     for one in found:
         cells = [middle(ratios) for ratios in one["ratios"].values()]
         rows.append([one["network"], str(one["threads"]), f"{1000 * one['bare_seconds']:.1f}", *cells])
     print(f"Ratio to the bare passes around it, median (quartiles) of {args.batches} batches\n\n{table(rows)}")
-    write(args.json, rows=found)
+    write(args.json, without_kernel=args.without_kernel, rows=found)
 
 
 if __name__ == "__main__":

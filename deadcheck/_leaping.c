@@ -7,7 +7,6 @@
 #include <Python.h>
 #include <stdint.h>
 #include <structmember.h>
-#include <time.h>
 
 /* Fields of the records of leaps.py and steps.py, in their order. */
 enum { LEAP_BEGUN, LEAP_LAST, LEAP_END, LEAP_KNOWN };
@@ -221,15 +220,10 @@ static int may_activate(const Runner *self, PyObject *leap, PyObject *source) {
 }
 
 static double now(void) {
-#if defined(CLOCK_MONOTONIC)
-    struct timespec time;
-    return clock_gettime(CLOCK_MONOTONIC, &time) ? 0 : (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
-#else
     PyObject *time = PyObject_CallNoArgs(perf_counter);
     const double seconds = time == NULL ? 0 : PyFloat_AsDouble(time);
     Py_XDECREF(time);
     return seconds;
-#endif
 }
 
 /* Take the probe's mode off the top of torch's stack: 1, or 0 where there is another one or none, or -1. */

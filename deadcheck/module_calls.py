@@ -24,7 +24,7 @@ made: Callable[..., Any] = nn.Module.__call__
 """Calls a module as it is called where nobody watches."""
 
 _TORCHS = made
-_is_compiling = torch.compiler.is_dynamo_compiling
+_is_compiling = torch.compiler.is_compiling
 
 
 @contextmanager
