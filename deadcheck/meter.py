@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from deadcheck import activations, kernel, recurrent
 from deadcheck.activations import Activation
-from deadcheck.deferred import counter_of
 from deadcheck.follower import Follower, tensors_of
 from deadcheck.frames import NOT_THE_MODELS, place_of
 from deadcheck.layout import Feed, Flow, positions
@@ -26,6 +25,7 @@ from deadcheck.sites import Skipped
 from deadcheck.stats import SiteCounter
 from deadcheck.steps import Step, form_of
 from deadcheck.suspects import Suspects
+from deadcheck.torch_kernel import Scratch
 from deadcheck.whereabouts import Whereabouts
 
 Args = tuple[Any, ...]
@@ -105,7 +105,7 @@ class Meter:
         self._where = where
         self._watch = watch
         self._repeats = repeats
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: Scratch = {}
         self._written = kernel.WRITTEN if kernel.is_built() and kernel.writes_as_torch() else {}
 
     def fork(self, follow: Follower, where: Whereabouts, *, repeats: Meter | None) -> Meter:
@@ -360,7 +360,7 @@ class Meter:
     def _counter(self, record: SiteRecord) -> SiteCounter:
         counter = self.counters.get(record)
         if counter is None:
-            counter = self.counters[record] = counter_of(
+            counter = self.counters[record] = SiteCounter(
                 record.activation, record.units, record.device, self._scratch, self.level
             )
         return counter

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deadcheck import kernel
+from deadcheck import kernel, torch_kernel
 from deadcheck.activations import Activation
-from deadcheck.counting import Ordered, Scratch, counted, moments, ordered, positive_sum
+from deadcheck.kernel import Kernel
 from deadcheck.layout import Plan
+from deadcheck.ordered import Ordered, ordered
 from deadcheck.sites import SUMS, UNKNOWN, Family, Site, SiteStats, settled
+from deadcheck.torch_kernel import Scratch, TorchKernel
 
 _COUNTS = ("zeros", "positive", "flat", "nonfinite")
 _WITNESSES = ("first_fired", "nonfinite")
@@ -46,6 +48,11 @@ class Rows(NamedTuple):
         if self.keep is None:
             return self.n_rows
         return self.n_samples if self.sample_of is None else len(self.sample_of)
+
+
+def runs_on_its_own(device: torch.device) -> bool:
+    """Tell whether a device works while Python goes on, so that reading one number from it means to wait for it all."""
+    return device.type != "cpu"
 
 
 class SiteCounter:
@@ -90,25 +97,26 @@ class SiteCounter:
         self._held_on: Tensor | None = None
         self._reached: Tensor | None = None
         """Which samples of this batch came here, where rows were picked by index; None for all."""
-        self._is_plain_relu = activation.family is Family.RECTIFIER and activation.low == 0
-        self._kernel = self._compiled()
+        self._kernels = self._fastest()
         self._is_empty = False
-        self._in_kernel = False
-        """Whether the input of the running call was counted by the kernel."""
+        self._took: Kernel | TorchKernel | None = None
+        """What counted the input of the running call, all of it finite; None where it was counted by masks."""
         self._bad_input: Ordered | None = None
-        """Where the input of the running call is not finite; None when it is everywhere."""
+        """Where the input of the running call is not finite, if it was counted by masks."""
 
     @property
     def samples(self) -> int:
         """Samples that came here."""
         return self._samples + (0 if self._picked is None else int(self._picked))
 
-    def _compiled(self) -> kernel.Kernel | None:
-        """Return the kernel that adds to the totals of the units that are asked, where it can."""
-        if not kernel.is_built() or self.device.type != "cpu" or self.activation.family is Family.NONZERO:
-            return None
-        sums = dict(zip(SUMS, self._batch_sums, strict=True))
-        return kernel.Kernel(self.activation, {**self._counts, **self._extremes, **sums})
+    def _fastest(self) -> dict[torch.dtype, Kernel | TorchKernel]:
+        """Return what adds to the totals of the units that are asked, for each type that can be counted in passes."""
+        if runs_on_its_own(self.device):
+            return {}
+        totals = {**self._counts, **self._extremes, **dict(zip(SUMS, self._batch_sums, strict=True))}
+        alone = TorchKernel(self.activation, totals, self._scratch, sums=self.level != "counts")
+        is_compiled = kernel.is_built() and self.activation.family is not Family.NONZERO
+        return {torch.float64: alone, torch.float32: Kernel(self.activation, totals) if is_compiled else alone}
 
     @property
     def is_settled(self) -> bool:
@@ -126,7 +134,7 @@ class SiteCounter:
         The bits are those of torch (see ``kernel.writes_as_torch``).
         """
         compiled = self._takes(tensor, rows)
-        if compiled is None or not compiled.rectifies:
+        if not isinstance(compiled, Kernel) or not compiled.rectifies:
             return None
         out = tensor if in_place else torch.empty_like(tensor)
         units_last = not layout.is_samples_first
@@ -137,104 +145,122 @@ class SiteCounter:
                 return None
         n_positions = tensor.numel() // (rows.n_rows * self.n_units)
         unfired, on = self._unfired if self._any_unfired else None, self._blank(rows.n_rows)
-        self._in_kernel = True
+        self._took = compiled
         compiled.rectify(tensor, rows.n_rows, n_positions, unfired, on, out, units_last=units_last)
         self._see_on(on, rows)
         self.observations += rows.n_rows * n_positions
         return out
 
-    def _takes(self, tensor: Tensor, rows: Rows) -> kernel.Kernel | None:
+    def _takes(self, tensor: Tensor, rows: Rows) -> Kernel | TorchKernel | None:
         """Return the kernel where the memory of a tensor holds nothing but values that it is to count."""
-        if self._kernel is None or self._asked is not None or rows.keep is not None or type(tensor) is not Tensor:
+        found = self._kernels.get(tensor.dtype)
+        if found is None or self._asked is not None or rows.keep is not None or type(tensor) is not Tensor:
             return None
-        is_plain = tensor.dtype is torch.float32 and tensor.layout is torch.strided and not tensor.is_neg()
-        return self._kernel if is_plain and tensor.numel() else None
+        is_plain = tensor.layout is torch.strided and not tensor.is_neg()
+        return found if is_plain and tensor.numel() else None
 
-    def _at_once(self, tensor: Tensor, layout: Plan, rows: Rows) -> kernel.Kernel | None:
+    def _at_once(self, tensor: Tensor, layout: Plan, rows: Rows) -> Kernel | TorchKernel | None:
         """Return the kernel where it can take the tensor as it is, which is so in the most of all calls."""
         if not (layout.is_samples_first or layout.is_units_last):
             return None
-        compiled = self._takes(tensor, rows)
-        return compiled if compiled is not None and tensor.is_contiguous() else None
+        found = self._takes(tensor, rows)
+        return found if found is not None and tensor.is_contiguous() else None
 
     def see_input(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the input of one call; before the operator runs, since it may write in place."""
-        compiled, n_rows = self._at_once(tensor, layout, rows), rows.n_rows
-        if compiled is not None:
-            unfired, on = self._unfired if self._any_unfired else None, self._blank(n_rows)
-            positions, units_last = tensor.numel() // (n_rows * self.n_units), not layout.is_samples_first
-            self._in_kernel = compiled.count_input(tensor, n_rows, positions, unfired, on, units_last=units_last)
-            if self._in_kernel:
-                self._is_empty, self._bad_input = False, None
-                self._see_on(on, rows)
+        found, n_rows, self._is_empty = self._at_once(tensor, layout, rows), rows.n_rows, False
+        if found is not None:
+            positions = tensor.numel() // (n_rows * self.n_units)
+            if self._was_taken(found, tensor, n_rows, positions, rows, units_last=not layout.is_samples_first):
                 return
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
         if self._is_empty:
             return
-        self._count_input(z if self._asked is None else z.units(self._asked), rows)
+        z = z if self._asked is None else z.units(self._asked)
+        x, found = z.values, self._kernels.get(z.values.dtype)
+        if found is None or not self._was_taken(found, x, x.shape[0], z.n_positions, rows, units_last=z.units_last):
+            self._took = None
+            self._mask_input(z, rows)
 
-    def _count_input(self, z: Ordered, rows: Rows) -> None:
-        if self._kernel is not None:
-            on = self._blank(z.values.shape[0])
-            unfired = self._unfired if self._any_unfired else None
-            x, positions = z.values, z.n_positions
-            self._in_kernel = x.dtype is torch.float32 and self._kernel.count_input(
-                x, x.shape[0], positions, unfired, on, units_last=z.units_last
-            )
-            if self._in_kernel:
-                self._bad_input = None
-                self._see_on(on, rows)
-                return
-        peak = z.per_sample(torch.amax)
-        low, high = z.per_unit(torch.amin), peak.amax(0)
-        clean = bool((low.isfinite() & high.isfinite()).all())
-        self._bad_input = None if clean else z.where_bad()
-        if not clean:
-            peak = z.without_nan(-math.inf).per_sample(torch.amax)
-            low, high = z.without_nan(math.inf).per_unit(torch.amin), peak.amax(0)
-        self._call_range = low, high
-        self._extend("input", low, high)
-        self._count_slopes(z, low, high)
-        if self.activation.family is Family.SQUASHING:
-            self._see_on(self._between_rails(z, low, high), rows)
-        elif self.activation.family is not Family.NONZERO:
-            self._see_on(peak > self.activation.on, rows)
-            self._sum_silent(z)
+    def _was_taken(
+        self, by: Kernel | TorchKernel, z: Tensor, n_rows: int, positions: int, rows: Rows, *, units_last: bool
+    ) -> bool:
+        """Have a kernel count an input; return whether it could."""
+        unfired, on = self._unfired if self._any_unfired else None, self._blank(n_rows)
+        if not by.count_input(z, n_rows, positions, unfired, on, units_last=units_last):
+            return False
+        self._took, self._bad_input = by, None
+        if self.activation.family is not Family.NONZERO:
+            self._see_on(on, rows)
+        return True
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
-        compiled = self._at_once(tensor, layout, rows) if self._in_kernel else None
-        if compiled is not None:
-            n_rows, units_last = rows.n_rows, not layout.is_samples_first
+        found, n_rows = self._at_once(tensor, layout, rows), rows.n_rows
+        if found is not None and found is self._took and self.activation.family is not Family.NONZERO:
             positions = tensor.numel() // (n_rows * self.n_units)
-            if compiled.count_output(tensor, n_rows, positions, units_last=units_last):
+            if found.count_output(tensor, n_rows, positions, units_last=not layout.is_samples_first):
                 self.observations += n_rows * positions
                 return
         if self._is_empty:
             return
-        h = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
+        h = ordered(tensor, layout, n_rows).rows(rows.keep)
         h = h if self._asked is None else h.units(self._asked)
-        n = h.values.shape[0] * h.n_positions
-        self.observations += n
-        self._count_output(h, n, rows)
+        x, positions, found = h.values, h.n_positions, self._kernels.get(h.values.dtype)
+        self.observations += x.shape[0] * positions
+        if self.activation.family is Family.NONZERO:
+            self._see_on(((x != 0) & ~x.isnan()).any(h.position_dim), rows)
+        found = found if found is self._took else None
+        if found is None or not found.count_output(x, x.shape[0], positions, units_last=h.units_last):
+            self._mask_output(h)
 
-    def _count_output(self, h: Ordered, n: int, rows: Rows) -> None:
-        if self._in_kernel and self._kernel is not None and h.values.dtype is torch.float32:
-            x, positions = h.values, h.n_positions
-            if self._kernel.count_output(x, x.shape[0], positions, units_last=h.units_last):
-                return
-        self._sum_output(h)
-        is_zero_below = self.activation.low == 0 and self.activation.high > kernel.TINY
-        if is_zero_below and self._bad_input is None and not self._in_kernel:
-            # 0 exactly where the input is not above 0; but 0 * -inf, as in leaky_relu(x, 0), is NaN.
-            self._counts["zeros"] += n - self._call_positive
-        else:
-            zeros = counted(h, torch.eq, 0.0, self._scratch)
-            self._counts["zeros"] += zeros
-            if self.activation.family is Family.NONZERO:
-                self._counts["flat"] += zeros
-                self._see_on(h.without_nan(0.0).absolute().per_sample(torch.amax) > 0, rows)
+    # By masks, on a device that runs on its own, and where a value is not finite. That none is NaN, or that a unit has
+    # fired before, is not asked, for a device would have to be waited for.
+
+    def _mask_input(self, z: Ordered, rows: Rows) -> None:
+        act, family = self.activation, self.activation.family
+        values, nan = z.values, z.values.isnan()
+        peak = torch.where(nan, -math.inf, values).amax(z.position_dim)
+        self._bad_input = z.where_bad()
+        self._extend("input", torch.where(nan, math.inf, values).amin(_over(z)), peak.amax(0))
+        positive = _number(values > 0, z)
+        self._counts["positive"] += positive
+        if act.low == 0:
+            self._counts["flat"] += values.shape[0] * z.n_positions - positive - _number(nan, z)
+        elif act.low > -math.inf:
+            self._counts["flat"] += _number(values <= act.low, z)
+        if act.high < math.inf:
+            self._counts["flat"] += _number(values >= act.high, z)
+        if family is Family.SQUASHING:
+            self._see_on(((values > act.low) & (values < act.high)).any(z.position_dim), rows)
+        elif family is not Family.NONZERO:
+            self._see_on(peak > act.on, rows)
+            self._sum("silent_input_sum").add_(torch.where(self._unfired, self._total(values, z), 0))
+            self._sum("silent_input_square_sum").add_(torch.where(self._unfired, self._squares(z), 0))
+
+    def _mask_output(self, h: Ordered) -> None:
+        values, nan = h.values, h.values.isnan()
+        zeros = _number(values == 0, h)
+        self._counts["zeros"] += zeros
+        if self.activation.family is Family.NONZERO:
+            self._counts["flat"] += zeros
+        bad, source = h.where_bad().values, self._bad_input
+        if source is not None:
+            bad = bad | (source.values if source.units_last == h.units_last else source.values.transpose(1, 2))
+        self._counts["nonfinite"] += _number(bad, h)
+        low = torch.where(nan, math.inf, values).amin(_over(h))
+        self._extend("output", low, torch.where(nan, -math.inf, values).amax(_over(h)))
+        good = Ordered(torch.where(bad, 0, values), units_last=h.units_last)
+        self._sum("output_sum").add_(self._total(good.values, h))
+        self._sum("output_abs_sum").add_(self._total(good.values.abs(), h))
+        self._sum("output_square_sum").add_(self._squares(good))
+
+    def _total(self, values: Tensor, like: Ordered) -> Tensor:
+        return values.sum(_over(like), dtype=self._real)
+
+    def _squares(self, z: Ordered) -> Tensor:
+        return z.values.to(self._real).square().sum(_over(z))
 
     def may_become(self, other: SiteCounter) -> bool:
         """Tell whether a first batch may yet come out as another counter's did: only a look, for equality is of all."""
@@ -257,11 +283,12 @@ class SiteCounter:
         self.batches += 1
         if self.is_settled:
             return
-        if self._kernel is not None:
-            totals = (self._fired, self._first_fired, self._unfired)
-            self._any_unfired = kernel.fire(on.contiguous(), first_sample, *totals)
-        else:
+        if runs_on_its_own(self.device):
             self._fire(on, first_sample)
+        else:
+            fire = kernel.fire if kernel.is_built() else torch_kernel.fire
+            totals = (self._fired, self._first_fired, self._unfired)
+            self._any_unfired = fire(on.contiguous(), first_sample, *totals)
         if self.level == "verdict" and self.n_units and self._may_settle:
             self._settle_units()
 
@@ -271,14 +298,11 @@ class SiteCounter:
         return self.batches & (self.batches - 1) == 0
 
     def _fire(self, on: Tensor, first_sample: int) -> None:
-        """Add a batch, shape (samples, units), to the samples fired."""
-        fired = on.float().sum(0).long()  # sums of float are many times faster than those of bool
-        self._fired += fired
-        newly = (self._unfired & (fired > 0)).nonzero().squeeze(1)
-        if newly.numel():
-            self._first_fired[newly] = on[:, newly].byte().argmax(0) + first_sample
-            self._unfired[newly] = False
-            self._any_unfired = bool(self._unfired.any())
+        """Add a batch, shape (samples, units), to the samples fired; on a device that is not waited for."""
+        self._fired += on.sum(0)
+        newly = self._unfired & on.any(0)
+        self._first_fired = torch.where(newly, on.byte().argmax(0) + first_sample, self._first_fired)
+        self._unfired = self._unfired & ~newly
 
     def _settle_units(self) -> None:
         """Ask the units no more whose verdict no sample can change."""
@@ -292,9 +316,9 @@ class SiteCounter:
         asked = torch.arange(self.n_all, device=self.device) if self._asked is None else self._asked
         for name, values in (("first_fired", self._first_fired), ("nonfinite", self._counts["nonfinite"])):
             self._settled[name][asked[newly].cpu()] = values[newly].cpu()
-        if self._kernel is not None and self._in_kernel and not bool(done.all()):
+        if isinstance(self._took, Kernel) and not bool(done.all()):
             # To pick the others would cost a copy of them, and a ReLU would run by itself.
-            self._idle, self._kernel.asked = done, ~done
+            self._idle, self._took.asked = done, ~done
             return
         left = (~done).nonzero().squeeze(1)
         self._asked, self._idle, self.n_units = asked[left], None, len(left)
@@ -304,7 +328,7 @@ class SiteCounter:
         firing = (self._fired, self._first_fired, self._unfired)
         self._fired, self._first_fired, self._unfired = (x[left] for x in firing)
         self._any_unfired = bool(self._unfired.any())
-        self._held_on, self._kernel = None, self._compiled()
+        self._held_on, self._kernels = None, self._fastest()
 
     def freeze(self, site: Site) -> SiteStats:
         """Return the totals as a record."""
@@ -355,7 +379,7 @@ class SiteCounter:
 
     def _settle_sums(self) -> None:
         """Add the sums of the batch to the totals, and what rounding drops to the rest."""
-        if self._kernel is not None:
+        if kernel.is_built() and not runs_on_its_own(self.device):
             kernel.settle(self._batch_sums, self._sums, self._rest)
             return
         a, b = self._sums, self._batch_sums
@@ -381,34 +405,6 @@ class SiteCounter:
         torch.minimum(least, low.to(self._real), out=least)
         torch.maximum(most, high.to(self._real), out=most)
 
-    def _count_slopes(self, z: Ordered, low: Tensor, high: Tensor) -> None:
-        """Count the inputs above 0 and those where the slope is flat."""
-        act = self.activation
-        n = z.values.shape[0] * z.n_positions
-        self._call_positive = counted(z, torch.gt, 0.0, self._scratch)
-        self._call_nan = self._nan_counts(z)
-        self._counts["positive"] += self._call_positive
-        if act.low == 0:
-            self._counts["flat"] += n - self._call_positive - self._call_nan
-        elif act.low > -math.inf and bool((low <= act.low).any()):
-            self._counts["flat"] += counted(z, torch.le, act.low, self._scratch)
-        if act.high < math.inf and bool((high >= act.high).any()):
-            # A ceiling that rounds to 0 would count zeros on both sides.
-            ceiling = max(act.high, 2.0**-149) if act.low == 0 and z.values.dtype == torch.float32 else act.high
-            self._counts["flat"] += counted(z, torch.ge, ceiling, self._scratch)
-
-    def _nan_counts(self, z: Ordered) -> Tensor | int:
-        if self._bad_input is None:
-            return 0
-        return z.values.isnan().sum((0, z.position_dim))
-
-    def _between_rails(self, z: Ordered, low: Tensor, high: Tensor) -> Tensor:
-        act = self.activation
-        if bool(((low > act.low) & (high < act.high)).all()) and self._bad_input is None:
-            return torch.ones(z.values.shape[0], self.n_units, dtype=torch.bool, device=low.device)
-        inside = (z.values > act.low) & (z.values < act.high)
-        return inside.any(z.position_dim)
-
     def _see_on(self, on: Tensor, rows: Rows) -> None:
         reached: Tensor | None = None
         if rows.sample_of is not None:
@@ -425,42 +421,12 @@ class SiteCounter:
             # One call could tell its samples apart and another could not: the whole batch is one sample.
             self._on, self._reached = (self._on.any(0) | on.any(0)).unsqueeze(0), None
 
-    def _sum_silent(self, z: Ordered) -> None:
-        """Add the input's moments for units that have never fired: only their depth is ever asked for."""
-        if not self._any_unfired:
-            return
-        silent = self._unfired.nonzero().squeeze(1)
-        chosen = z if len(silent) == self.n_units else z.units(silent)
-        total, squares = moments(chosen)
-        if not bool(squares.isfinite().all()):  # NaN, or a square beyond float32
-            total, squares = moments(Ordered(chosen.values.double(), units_last=z.units_last))
-        self._sum("silent_input_sum").index_add_(0, silent, total)
-        self._sum("silent_input_square_sum").index_add_(0, silent, squares)
 
-    def _sum_output(self, h: Ordered) -> None:
-        total, squares = moments(h)
-        bad = self._bad_input
-        clean = bad is None and bool((total.isfinite() & squares.isfinite()).all())
-        if clean and self._is_plain_relu:
-            low, high = (bound.clamp(min=0) for bound in self._call_range)
-        elif clean:
-            low, high = h.per_unit(torch.amin), h.per_unit(torch.amax)
-        else:
-            low, high = h.without_nan(math.inf).per_unit(torch.amin), h.without_nan(-math.inf).per_unit(torch.amax)
-        self._extend("output", low, high)
-        if not clean:
-            bad_output = h.where_bad().values
-            if bad is not None:
-                bad_output |= bad.values if bad.units_last == h.units_last else bad.values.transpose(1, 2)
-            self._counts["nonfinite"] += bad_output.sum((0, h.position_dim))
-            h = Ordered(h.values.double().nan_to_num(0.0, 0.0, 0.0), units_last=h.units_last)
-            total, squares = moments(h)
-        self._sum("output_sum").add_(total)
-        self._sum("output_abs_sum").add_(total if self.activation.low == 0 else self._absolute_sum(h, total, low))
-        self._sum("output_square_sum").add_(squares)
+def _over(values: Ordered) -> tuple[int, int]:
+    """Axes of samples and positions."""
+    return (0, values.position_dim)
 
-    def _absolute_sum(self, h: Ordered, total: Tensor, low: Tensor) -> Tensor:
-        """Sum of |h|: twice the positive part less the sum."""
-        if bool((low >= 0).all()):
-            return total
-        return 2 * positive_sum(h, self._scratch) - total
+
+def _number(mask: Tensor, like: Ordered) -> Tensor:
+    """Count per unit where a mask holds; int64."""
+    return mask.sum(_over(like))

@@ -16,11 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deadcheck
-from deadcheck import deferred
-from deadcheck.deferred import DeferredCounter
 from deadcheck.layout import plan, positions, samples, units
 from deadcheck.sites import SUMS, Family, Site
-from deadcheck.stats import Rows
+from deadcheck.stats import Rows, SiteCounter
 from tests.test_stats import ACTIVATIONS
 from tests.test_stats_levels import Kinds, planted
 from tests.zoo import ZOO, build, inputs
@@ -32,7 +30,7 @@ COUNTS = ("zeros", "positive", "flat", "fired", "first_fired", "nonfinite", "inp
 def deferring() -> Iterator[None]:
     """Count as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deferred, "runs_on_its_own", lambda device: True)
+        patch.setattr("deadcheck.stats.runs_on_its_own", lambda device: True)
         yield
 
 
@@ -41,7 +39,7 @@ def test_every_model_of_the_zoo_is_counted_the_same(kind, deferring: None) -> No
     model, data = build(kind), inputs(kind, 23)
     late = deadcheck.scan(model, data, batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deferred, "runs_on_its_own", lambda device: False)
+        patch.setattr("deadcheck.stats.runs_on_its_own", lambda device: False)
         at_once = deadcheck.scan(model, data, batch_size=7)
 
     assert [site.key for site in late] == [site.key for site in at_once]
@@ -58,7 +56,7 @@ def test_every_model_of_the_zoo_is_counted_the_same(kind, deferring: None) -> No
 def test_verdicts_and_what_is_known_are_the_same_at_every_level(stats: str, batch_size: int, deferring: None) -> None:
     late = deadcheck.scan(Kinds(), planted(), batch_size=batch_size, stats=stats)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deferred, "runs_on_its_own", lambda device: False)
+        patch.setattr("deadcheck.stats.runs_on_its_own", lambda device: False)
         at_once = deadcheck.scan(Kinds(), planted(), batch_size=batch_size, stats=stats)
 
     for one, other in zip(late, at_once, strict=True):
@@ -92,9 +90,9 @@ def test_the_mode_notices_what_waits() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_nothing_is_read_from_the_device_while_the_scan_runs(name: str) -> None:
+def test_nothing_is_read_from_the_device_while_the_scan_runs(name: str, deferring: None) -> None:
     function, activation = ACTIVATIONS[name]
-    counter = DeferredCounter(activation, 5, torch.device("cpu"), {})
+    counter = SiteCounter(activation, 5, torch.device("cpu"), {})
     layout = plan((samples(6), units(5), positions(4)))
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(6, 5, 4, generator=generator) for _ in range(3)]
@@ -115,8 +113,8 @@ def test_nothing_is_read_from_the_device_while_the_scan_runs(name: str) -> None:
     assert stats.nonfinite.tolist() == [1, 0, 0, 0, 0]
 
 
-def test_units_are_dropped_ever_more_rarely() -> None:
-    counter = DeferredCounter(ACTIVATIONS["relu"][1], 2, torch.device("cpu"), {}, "verdict")
+def test_units_are_dropped_ever_more_rarely(deferring: None) -> None:
+    counter = SiteCounter(ACTIVATIONS["relu"][1], 2, torch.device("cpu"), {}, "verdict")
     layout, asked = plan((samples(2), units(2))), []
     for number in range(6):
         z = torch.tensor([[1.0, -1.0], [-1.0, -1.0]] if number == 2 else [[-1.0, -1.0], [-1.0, -1.0]])

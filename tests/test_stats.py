@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deadcheck import activations, deferred, kernel
+from deadcheck import activations, kernel
 from deadcheck.activations import Activation
-from deadcheck.deferred import counter_of
 from deadcheck.layout import Axes, plan, positions, samples, units
 from deadcheck.passes import threads_of
 from deadcheck.sites import SUMS, Family, Site, SiteStats
-from deadcheck.stats import Rows
+from deadcheck.stats import Rows, SiteCounter
 
 aten = torch.ops.aten
 SITE = Site("s", "s", "relu", Family.RECTIFIER, (), 1, "linear", 1)
@@ -37,7 +36,7 @@ def way_of_counting(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.param == "torch":
             patch.setattr(kernel, "is_built", lambda: False)
         else:
-            patch.setattr(deferred, "runs_on_its_own", lambda device: True)
+            patch.setattr("deadcheck.stats.runs_on_its_own", lambda device: True)
         yield
 
 
@@ -101,7 +100,7 @@ def run(
     """Feed batches through a counter; return its totals, and what a list that keeps everything holds."""
     function, activation = ACTIVATIONS[name]
     letters, axes_of = FORMS[form]
-    counter = counter_of(activation, sizes[0][1], torch.device("cpu"), {})
+    counter = SiteCounter(activation, sizes[0][1], torch.device("cpu"), {})
     kept, first = [], 0
     for n, c, h, w in sizes:
         z = make(tuple({N: n, C: c, H: h, W: w}[letter] for letter in letters))
@@ -267,7 +266,7 @@ def test_the_input_moments_are_kept_for_silent_units_alone() -> None:
 
 def test_a_call_with_no_row_that_counts_adds_nothing() -> None:
     # Both rows fill up a batch of a program that takes two samples at a time.
-    counter = counter_of(known(aten.relu), 3, torch.device("cpu"), {})
+    counter = SiteCounter(known(aten.relu), 3, torch.device("cpu"), {})
     layout, rows = plan((samples(2), units(3))), Rows(2, 0, keep=slice(0))
 
     counter.see_input(torch.ones(2, 3), layout, rows)
