@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import statistics
 import threading
 import time
 from collections import deque
@@ -35,7 +36,7 @@ Progress = Callable[[int, "int | None"], None]
 _SIDE_BY_SIDE = 2
 """Batches that run at a time; more would take more memory than they save time."""
 
-LONG = 128
+LONG = 64
 """Batches from which on it is worth trying: the trial takes the time of two, and may end in a no."""
 
 SLOW = 0.04
@@ -43,6 +44,9 @@ SLOW = 0.04
 
 GAIN = 0.97
 """Share of the time that batches take one after the other in which they have to run side by side to go on like that."""
+
+_ALONE = 3
+"""Batches that run one after the other before, whose middle time is what the others are held against."""
 
 _WARM, _FEW = 4, 8
 """Batches after which the time is taken, since each thread has things to set up, and over how many."""
@@ -290,51 +294,52 @@ class Passes:
         self, work: Iterator[_Piece], first: _Piece, probe: Probe, keep: Callable[[Probe], None]
     ) -> Generator[_Piece, None, None]:
         """Run batches two at a time if it is right and faster; yield each piece when it and all before it are done."""
-        own, alone = probe.fork(), 0.0
-        for second in islice(work, 1):
+        own, seconds = probe.fork(), list[float]()
+        for piece in islice(work, _ALONE):
             started = time.monotonic()
             with own:
-                self._forward(second, own)
-            alone = time.monotonic() - started
-            yield second
-        third = next(work, None) if alone >= SLOW else None
+                self._forward(piece, own)
+            seconds.append(time.monotonic() - started)
+            yield piece
+        alone = statistics.median(seconds) if seconds else 0.0
+        ahead = next(work, None) if alone >= SLOW else None
         with ThreadPoolExecutor(_SIDE_BY_SIDE, "deadcheck") as pool:
             try:
                 fork = None
-                if third is not None and third.shapes == first.shapes:
-                    fork = self._tried(pool, first, third, probe)
+                if ahead is not None and ahead.shapes == first.shapes:
+                    fork = self._tried(pool, first, ahead, probe)
                 probe.adopt(own)  # not before: what is tried is compared with the first batch
-                if third is None:
+                if ahead is None:
                     return
                 if fork is None:
-                    self._forward(third, probe)
-                    yield third
+                    self._forward(ahead, probe)
+                    yield ahead
                     return
                 probe.adopt(fork)
-                yield third
+                yield ahead
                 yield from self._in_pairs(pool, work, first.shapes, probe, (own, fork), keep, alone)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _tried(self, pool: Executor, first: _Piece, third: _Piece, probe: Probe) -> Probe | None:
-        """Return the fork that counted the third batch, run beside the first; None where it is not to count.
+    def _tried(self, pool: Executor, first: _Piece, ahead: _Piece, probe: Probe) -> Probe | None:
+        """Return the fork that counted the batch ahead, run beside the first; None where it is not to count.
 
         An operator may add up in another order on fewer threads, and give other last bits. So the first batch is run
         once more, and as soon as anything at all is different, no batch is run like that.
         """
         half = torch.get_num_threads() // _SIDE_BY_SIDE
-        again, ahead = probe.fork(repeats=probe), probe.fork()
+        again, fork = probe.fork(repeats=probe), probe.fork()
         with threads_of(half):
             repeated = pool.submit(self._run_in_thread, first, again, half, watch=False)
-            guessed = pool.submit(self._run_in_thread, copy.deepcopy(third), ahead, half, watch=False)
+            guessed = pool.submit(self._run_in_thread, copy.deepcopy(ahead), fork, half, watch=False)
             if repeated.exception() is not None:
-                ahead.stop()
+                fork.stop()
             if guessed.exception() is not None or repeated.exception() is not None:
                 return None  # an error that is the model's own comes again
         if self._writes_inputs or not probe.agrees_with(again):
             return None
-        self._see_output(guessed.result(), third.rows, probe)
-        return ahead
+        self._see_output(guessed.result(), ahead.rows, probe)
+        return fork
 
     def _in_pairs(
         self,

@@ -156,8 +156,12 @@ class SiteStats:
 
     def without_sums(self) -> SiteStats:
         """Return what ``counts`` measures: no sums but those of units that never fired."""
-        nan = np.full(self.site.units, math.nan)
-        return replace(self, output_sum=nan, output_abs_sum=nan, output_square_sum=nan)
+        dropped = [name for name in SUMS if name.startswith("output")]
+        rest = self.rest.copy()
+        rest[[SUMS.index(name) for name in dropped]] = 0.0
+        return replace(
+            self, rest=rest, **cast(dict[str, Any], dict.fromkeys(dropped, np.full(self.site.units, math.nan)))
+        )
 
     def without_settled(self) -> SiteStats:
         """Return what ``verdict`` measures: of units whose verdict can only be live, no more than their witness.

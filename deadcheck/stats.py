@@ -114,7 +114,7 @@ class SiteCounter:
         if runs_on_its_own(self.device):
             return {}
         totals = {**self._counts, **self._extremes, **dict(zip(SUMS, self._batch_sums, strict=True))}
-        alone = TorchKernel(self.activation, totals, self._scratch, sums=self.level != "counts")
+        alone = TorchKernel(self.activation, totals, self._scratch, self.level)
         is_compiled = kernel.is_built() and self.activation.family is not Family.NONZERO
         return {torch.float64: alone, torch.float32: Kernel(self.activation, totals) if is_compiled else alone}
 
@@ -246,12 +246,12 @@ class SiteCounter:
         if self.activation.family is Family.NONZERO:
             self._counts["flat"] += zeros
         bad, source = h.where_bad().values, self._bad_input
+        good = Ordered(torch.where(bad, 0, values), units_last=h.units_last)
         if source is not None:
             bad = bad | (source.values if source.units_last == h.units_last else source.values.transpose(1, 2))
         self._counts["nonfinite"] += _number(bad, h)
         low = torch.where(nan, math.inf, values).amin(_over(h))
         self._extend("output", low, torch.where(nan, -math.inf, values).amax(_over(h)))
-        good = Ordered(torch.where(bad, 0, values), units_last=h.units_last)
         self._sum("output_sum").add_(self._total(good.values, h))
         self._sum("output_abs_sum").add_(self._total(good.values.abs(), h))
         self._sum("output_square_sum").add_(self._squares(good))

@@ -55,6 +55,16 @@ class _Values:
             return self.matrix.view(-1, self.positions, self.n_units)
         return self.matrix.view(-1, self.n_units, self.positions).transpose(1, 2)
 
+    def in_rows(self, index: Tensor | None = None) -> _Values:
+        """Return a copy with rows for each unit, of all units or those chosen.
+
+        The sum of a row is always the same; that of a column depends on the columns beside it.
+        """
+        units = self.by_sample.transpose(1, 2)
+        units = units if index is None else units.index_select(1, index)
+        units = units.permute(2, 1, 0) if self.positions == 1 else units
+        return _Values(units.contiguous(), units.shape[1], units.shape[2], units_last=False)
+
     def peaks(self) -> Vector:
         """Return the largest value of each unit in each sample; in all samples where they have one position."""
         if self.units_last and self.positions > 1:
@@ -72,9 +82,15 @@ class _Values:
         yield from self.matrix.split(rows) if rows < len(self.matrix) else (self.matrix,)
 
     def summed(self, blocks: Iterator[Tensor]) -> Vector:
-        """Sum blocks that come instead of those of the values; in float64."""
-        sums = [block.sum(self.over).numpy() for block in blocks]
+        """Sum blocks that come instead of those of the values; in float64, and the same on any number of threads."""
+        sums = [self._sum(block) for block in blocks]
         return (np.concatenate(sums) if len(sums) > 1 else sums[0]).reshape(-1, self.n_units).astype(np.float64)
+
+    def _sum(self, block: Tensor) -> Vector:
+        # A sum to one number alone is what torch divides among its threads.
+        is_one = block.shape[1 - self.over] == 1
+        total: Vector = block.numpy().sum(self.over) if is_one else block.sum(self.over).numpy()
+        return total
 
 
 class TorchKernel:
@@ -84,14 +100,13 @@ class TorchKernel:
     """
 
     def __init__(
-        self, activation: Activation, totals: Mapping[str, Tensor], scratch: Scratch, *, sums: bool = True
+        self, activation: Activation, totals: Mapping[str, Tensor], scratch: Scratch, level: str = "full"
     ) -> None:
         self._act = activation
         self._totals = {name: total.numpy() for name, total in totals.items()}
         self._n_units = len(totals["zeros"])
         self._scratch = scratch
-        self._sums = sums
-        """Whether anybody asks for the sums of outputs."""
+        self._level = level
         self._has_border = activation.family not in (Family.SQUASHING, Family.NONZERO)
         """Whether a unit is on where its input is above a border."""
         self._zeros_ones: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
@@ -145,15 +160,17 @@ class TorchKernel:
         if not _takes(h, positions):
             return False
         act, values = self._act, _Values(h, self._n_units, positions, units_last=units_last)
+        if self._level == "verdict" and values.units_last:
+            values = values.in_rows()  # the more units are settled, the fewer are counted
         if act.family is Family.RECTIFIER and act.low == 0:
             low, high = (np.maximum(end, 0) for end in self._range)
         else:
             low, high = values.least(), values.peaks().max(0)
-        total, squares = self._moments(values) if self._sums else (low, high)
+        total, squares = self._moments(values) if self._level != "counts" else (low, high)
         if not all(math.isfinite(end) for end in (low.min(), high.max(), squares.sum())):
             return False
         self._extend("output", low, high)
-        if self._sums:
+        if self._level != "counts":
             self._totals["output_sum"] += total
             self._totals["output_abs_sum"] += total if low.min() >= 0 else 2 * self._sum_positive(values) - total
             self._totals["output_square_sum"] += squares
@@ -189,22 +206,21 @@ class TorchKernel:
     def _moments(self, values: _Values) -> tuple[Vector, Vector]:
         """Return the sum and the sum of squares per unit, in float64.
 
-        The backward of batch norm with mean 0 and deviation 1 computes both in one pass over the memory.
+        The backward of batch norm with mean 0 and deviation 1 computes both in one pass over the memory. Where units
+        are last, it gives each thread rows to add up, so that what comes out depends on the number of threads.
         """
-        n_units = values.n_units
-        held = self._zeros_ones.get(values.matrix.dtype)
-        if held is None or len(held[0]) != n_units:
-            held = values.matrix.new_zeros(n_units), values.matrix.new_ones(n_units)
-            self._zeros_ones[values.matrix.dtype] = held
-        blocks = values.blocks(_ADDED) if values.units_last else (values.by_sample.transpose(1, 2),)
-        total, squares = np.zeros(n_units), np.zeros(n_units)
-        for block in blocks:
-            _, square, plain = torch.ops.aten.native_batch_norm_backward.default(
-                block, block, None, None, None, *held, True, 0.0, [False, True, True]
-            )
-            total += plain.numpy()
-            squares += square.numpy()
-        return total, squares
+        if values.units_last:
+            total = values.summed(values.blocks(_ADDED)).sum(0)
+            squares = (torch.mul(block, block, out=self._work(block)) for block in values.blocks(_ADDED))
+            return total, values.summed(squares).sum(0)
+        x, held = values.by_sample.transpose(1, 2), self._zeros_ones.get(values.matrix.dtype)
+        if held is None or len(held[0]) != values.n_units:
+            held = x.new_zeros(values.n_units), x.new_ones(values.n_units)
+            self._zeros_ones[x.dtype] = held
+        _, square, plain = torch.ops.aten.native_batch_norm_backward.default(
+            x, x, None, None, None, *held, True, 0.0, [False, True, True]
+        )
+        return plain.double().numpy(), square.double().numpy()
 
     def _see_between(self, values: _Values, on: Tensor, *, is_inside: bool) -> None:
         """Set ``on`` to where a value was between the rails; it may be known that they all are."""
@@ -219,10 +235,8 @@ class TorchKernel:
         index = silent.nonzero()[0]
         if not len(index):
             return
-        if len(index) < self._n_units:
-            picked = values.by_sample.index_select(2, torch.from_numpy(index))
-            picked = (picked if values.units_last else picked.transpose(1, 2)).contiguous()
-            values = _Values(picked, len(index), values.positions, units_last=values.units_last)
+        if values.units_last or len(index) < self._n_units:
+            values = values.in_rows(torch.from_numpy(index))
         total, squares = self._moments(values)
         if not math.isfinite(float(squares.sum())):  # a square beyond float32
             values.matrix = values.matrix.double()
