@@ -20,10 +20,7 @@ from deadcheck.kernel import TINY
 from deadcheck.sites import Family
 
 _BLOCK = 1 << 20
-"""Values that are compared at a time: 4 MiB of float32, so that what came out is in a cache when it is summed."""
-
-_ADDED = 1 << 18
-"""Values of rows that are added to one float32 per unit at a time."""
+"""Values that are compared or squared at a time: 4 MiB of float32, so that what came out is in a cache for its sum."""
 
 _MOST_POSITIONS = 1 << 24
 """Positions of a sample from which on a float32 does not hold their number exactly."""
@@ -76,9 +73,9 @@ class _Values:
         least: Vector = self.matrix.amin(self.over).numpy().reshape(-1, self.n_units).min(0)
         return least
 
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        """Yield so many values at a time, in whole rows."""
-        rows = max(1, size // self.matrix.shape[1])
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the values in blocks of whole rows."""
+        rows = max(1, _BLOCK // self.matrix.shape[1])
         yield from self.matrix.split(rows) if rows < len(self.matrix) else (self.matrix,)
 
     def summed(self, blocks: Iterator[Tensor]) -> Vector:
@@ -109,11 +106,15 @@ class TorchKernel:
         self._level = level
         self._has_border = activation.family not in (Family.SQUASHING, Family.NONZERO)
         """Whether a unit is on where its input is above a border."""
+        self._is_zero_below = activation.low == 0 and activation.high > TINY
+        """Whether an output is 0 exactly where the input is not above 0."""
         self._zeros_ones: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._positive = np.zeros(0, np.int64)
         """Inputs above 0 per unit in the call whose output comes next."""
         self._range = self._positive, self._positive
         """Least and largest input per unit in that call."""
+        self._least_square = 0.0
+        """Least square among the values whose moments were summed last, or less; where it is above 0, none is 0."""
 
     def count_input(
         self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, *, units_last: bool
@@ -174,8 +175,12 @@ class TorchKernel:
             self._totals["output_sum"] += total
             self._totals["output_abs_sum"] += total if low.min() >= 0 else 2 * self._sum_positive(values) - total
             self._totals["output_square_sum"] += squares
-        is_zero_below = act.low == 0 and act.high > TINY  # 0 exactly where the input is not above 0
-        zeros = rows * positions - self._positive if is_zero_below else _whole(self._number(values, torch.eq, 0.0))
+        if self._is_zero_below:
+            zeros = rows * positions - self._positive
+        elif self._level != "counts" and self._least_square > 0:
+            zeros = np.zeros(values.n_units, np.int64)
+        else:
+            zeros = _whole(self._number(values, torch.eq, 0.0))
         self._totals["zeros"] += zeros
         if act.family is Family.NONZERO:
             self._totals["flat"] += zeros
@@ -195,11 +200,11 @@ class TorchKernel:
 
     def _number(self, values: _Values, compare: Callable[..., Tensor], border: float) -> Vector:
         """Count the values for which a comparison holds, shape (some, units)."""
-        return values.summed(compare(block, border, out=self._work(block)) for block in values.blocks(_BLOCK))
+        return values.summed(compare(block, border, out=self._work(block)) for block in values.blocks())
 
     def _sum_positive(self, values: _Values) -> Vector:
         """Sum the values above 0 per unit, in float64."""
-        above = (torch.clamp_min(block, 0.0, out=self._work(block)) for block in values.blocks(_ADDED))
+        above = (torch.clamp_min(block, 0.0, out=self._work(block)) for block in values.blocks())
         total: Vector = values.summed(above).sum(0)
         return total
 
@@ -209,10 +214,9 @@ class TorchKernel:
         The backward of batch norm with mean 0 and deviation 1 computes both in one pass over the memory. Where units
         are last, it gives each thread rows to add up, so that what comes out depends on the number of threads.
         """
+        self._least_square = 0.0
         if values.units_last:
-            total = values.summed(values.blocks(_ADDED)).sum(0)
-            squares = (torch.mul(block, block, out=self._work(block)) for block in values.blocks(_ADDED))
-            return total, values.summed(squares).sum(0)
+            return values.summed(values.blocks()).sum(0), values.summed(self._squares(values)).sum(0)
         x, held = values.by_sample.transpose(1, 2), self._zeros_ones.get(values.matrix.dtype)
         if held is None or len(held[0]) != values.n_units:
             held = x.new_zeros(values.n_units), x.new_ones(values.n_units)
@@ -221,6 +225,14 @@ class TorchKernel:
             x, x, None, None, None, *held, True, 0.0, [False, True, True]
         )
         return plain.double().numpy(), square.double().numpy()
+
+    def _squares(self, values: _Values) -> Iterator[Tensor]:
+        least = math.inf
+        for block in values.blocks():
+            squares = torch.mul(block, block, out=self._work(block))
+            least = 0.0 if self._is_zero_below else min(least, float(squares.amin()))
+            yield squares
+        self._least_square = least
 
     def _see_between(self, values: _Values, on: Tensor, *, is_inside: bool) -> None:
         """Set ``on`` to where a value was between the rails; it may be known that they all are."""

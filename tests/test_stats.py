@@ -170,7 +170,6 @@ def test_counts_equal_brute_force(name, form, shape, batches, dtype, shift, seed
 def test_counts_equal_brute_force_over_many_blocks(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The last block is shorter; so many positions as the smaller of the two a float may not be able to number.
     monkeypatch.setattr(torch_kernel, "_BLOCK", 20_000)
-    monkeypatch.setattr(torch_kernel, "_ADDED", 1_000)
     monkeypatch.setattr(torch_kernel, "_MOST_POSITIONS", most)
     generator = torch.Generator().manual_seed(1)
     for form in ("maps", "tokens"):
