@@ -167,9 +167,9 @@ def test_side_by_side_without_the_kernel_counts_the_very_same(
     act: type[nn.Module], threads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "is_built", lambda: False)
-    maps = [nn.Conv2d(1, 16, 3, padding=1), act(), nn.Conv2d(16, 1, 3, padding=1), act()]
-    model = nn.Sequential(*maps, nn.Flatten(), nn.Linear(2304, 2048), act(), nn.Linear(2048, 1)).eval()
-    together, alone = both_ways(model, torch.randn(128, 1, 48, 48), monkeypatch)
+    # A product of matrices may come out in other last bits on fewer threads; what layer norm does to a row cannot.
+    model = nn.Sequential(nn.LayerNorm(512), act(), nn.LayerNorm(512), act()).eval()
+    together, alone = both_ways(model, torch.randn(128, 64, 512), monkeypatch)
 
     assert_equal(together, alone)
     assert sum(name.startswith("deadcheck") for name in threads) >= 8, "the sums do not depend on the threads"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,7 @@ from deadcheck.diagnosis import VERDICTS, Diagnosis, Verdict
 from deadcheck.errors import UsageError
 from deadcheck.formats import LoadOptions
 from deadcheck.shard import Shard
+from deadcheck.sites import SUMS, Family, Site, SiteStats
 from tests.test_cli import deadcheck as run
 from tests.zoo import ZOO, build, inputs
 
@@ -206,3 +208,18 @@ def test_shards_of_a_scan_that_measures_less_are_the_whole(tmp_path: Path, stats
     for one, other in zip(whole.measurement.sites, joined.sites, strict=True):
         for name in ("zeros", "fired", "first_fired", "input_max", "output_sum", "nonfinite"):
             assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
+
+
+def test_nothing_is_left_of_sums_that_counts_leave_out() -> None:
+    # What rounding dropped of them would tell a scan in one piece from one in parts.
+    rest = np.full((len(SUMS), 2), 1e-18)
+    site = Site("s", "s", "relu", Family.RECTIFIER, (), 2, "linear", 1)
+    numbers, counts = np.ones(2), np.ones(2, np.int64)
+    names = [item.name for item in fields(SiteStats) if item.name not in ("site", "samples", "observations", "rest")]
+    whole = {name: numbers if name in SUMS or name.endswith(("_min", "_max")) else counts for name in names}
+    left = SiteStats(site=site, samples=1, observations=1, rest=rest, **whole).without_sums()  # type: ignore[arg-type]
+
+    for row, name in enumerate(SUMS):
+        dropped = name.startswith("output")
+        assert np.isnan(getattr(left, name)).all() == dropped
+        assert left.rest[row].tolist() == ([0.0, 0.0] if dropped else [1e-18, 1e-18])
