@@ -21,11 +21,11 @@ from deadcheck.frames import NOT_THE_MODELS, place_of
 from deadcheck.layout import Feed, Flow, positions
 from deadcheck.locating import Locator, Samples, Seen
 from deadcheck.roster import SiteRecord
+from deadcheck.scratch import Scratch
 from deadcheck.sites import Skipped
 from deadcheck.stats import SiteCounter
 from deadcheck.steps import Step, form_of
 from deadcheck.suspects import Suspects
-from deadcheck.torch_kernel import Scratch
 from deadcheck.whereabouts import Whereabouts
 
 Args = tuple[Any, ...]
@@ -105,7 +105,7 @@ class Meter:
         self._where = where
         self._watch = watch
         self._repeats = repeats
-        self._scratch: Scratch = {}
+        self._scratch = Scratch()
         self._written = kernel.WRITTEN if kernel.is_built() and kernel.writes_as_torch() else {}
 
     def fork(self, follow: Follower, where: Whereabouts, *, repeats: Meter | None) -> Meter:

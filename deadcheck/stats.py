@@ -19,8 +19,9 @@ from deadcheck.activations import Activation
 from deadcheck.kernel import Kernel
 from deadcheck.layout import Plan
 from deadcheck.ordered import Ordered, ordered
+from deadcheck.scratch import Scratch
 from deadcheck.sites import SUMS, UNKNOWN, Family, Site, SiteStats, settled
-from deadcheck.torch_kernel import Scratch, TorchKernel
+from deadcheck.torch_kernel import TorchKernel
 
 _COUNTS = ("zeros", "positive", "flat", "nonfinite")
 _WITNESSES = ("first_fired", "nonfinite")
@@ -379,8 +380,9 @@ class SiteCounter:
 
     def _settle_sums(self) -> None:
         """Add the sums of the batch to the totals, and what rounding drops to the rest."""
-        if kernel.is_built() and not runs_on_its_own(self.device):
-            kernel.settle(self._batch_sums, self._sums, self._rest)
+        if not runs_on_its_own(self.device):
+            settle = kernel.settle if kernel.is_built() else torch_kernel.settle
+            settle(self._batch_sums, self._sums, self._rest)
             return
         a, b = self._sums, self._batch_sums
         total = a + b

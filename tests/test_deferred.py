@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import deadcheck
 from deadcheck.layout import plan, positions, samples, units
+from deadcheck.scratch import Scratch
 from deadcheck.sites import SUMS, Family, Site
 from deadcheck.stats import Rows, SiteCounter
 from tests.test_stats import ACTIVATIONS
@@ -92,7 +93,7 @@ def test_the_mode_notices_what_waits() -> None:
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_nothing_is_read_from_the_device_while_the_scan_runs(name: str, deferring: None) -> None:
     function, activation = ACTIVATIONS[name]
-    counter = SiteCounter(activation, 5, torch.device("cpu"), {})
+    counter = SiteCounter(activation, 5, torch.device("cpu"), Scratch())
     layout = plan((samples(6), units(5), positions(4)))
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(6, 5, 4, generator=generator) for _ in range(3)]

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deadcheck import activations, kernel, torch_kernel
+from deadcheck import activations, columns, kernel, torch_kernel
 from deadcheck.activations import Activation
 from deadcheck.layout import Axes, plan, positions, samples, units
 from deadcheck.passes import threads_of
+from deadcheck.scratch import Scratch
 from deadcheck.sites import SUMS, Family, Site, SiteStats
 from deadcheck.stats import Rows, SiteCounter
 
@@ -100,7 +101,7 @@ def run(
     """Feed batches through a counter; return its totals, and what a list that keeps everything holds."""
     function, activation = ACTIVATIONS[name]
     letters, axes_of = FORMS[form]
-    counter = SiteCounter(activation, sizes[0][1], torch.device("cpu"), {})
+    counter = SiteCounter(activation, sizes[0][1], torch.device("cpu"), Scratch())
     kept, first = [], 0
     for n, c, h, w in sizes:
         z = make(tuple({N: n, C: c, H: h, W: w}[letter] for letter in letters))
@@ -170,6 +171,7 @@ def test_counts_equal_brute_force(name, form, shape, batches, dtype, shift, seed
 def test_counts_equal_brute_force_over_many_blocks(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The last block is shorter; so many positions as the smaller of the two a float may not be able to number.
     monkeypatch.setattr(torch_kernel, "_BLOCK", 20_000)
+    monkeypatch.setattr(columns, "_BLOCK", 20_000)
     monkeypatch.setattr(torch_kernel, "_MOST_POSITIONS", most)
     generator = torch.Generator().manual_seed(1)
     for form in ("maps", "tokens"):
@@ -227,7 +229,7 @@ def test_the_number_of_threads_changes_no_bit(name: str, form: str, size: tuple[
         check(name, stats, kept)
         seen.append(stats)
 
-    if SiteCounter(known(aten.relu), 1, torch.device("cpu"), {})._kernels:  # else the sums are a device's
+    if SiteCounter(known(aten.relu), 1, torch.device("cpu"), Scratch())._kernels:  # else the sums are a device's
         assert all(stats.equals(seen[0]) for stats in seen)
 
 
@@ -286,7 +288,7 @@ def test_the_input_moments_are_kept_for_silent_units_alone() -> None:
 
 def test_a_call_with_no_row_that_counts_adds_nothing() -> None:
     # Both rows fill up a batch of a program that takes two samples at a time.
-    counter = SiteCounter(known(aten.relu), 3, torch.device("cpu"), {})
+    counter = SiteCounter(known(aten.relu), 3, torch.device("cpu"), Scratch())
     layout, rows = plan((samples(2), units(3))), Rows(2, 0, keep=slice(0))
 
     counter.see_input(torch.ones(2, 3), layout, rows)
