@@ -159,7 +159,8 @@ def _among(by: np.ufunc, parts: list[Vector]) -> Vector:
 
 
 def _like(block: Vector, work: Vector) -> Vector:
-    return work[: block.size].reshape(block.shape)
+    like: Vector = work[: block.size].reshape(block.shape)
+    return like
 
 
 def _power_of_two(at_most: int) -> int:
