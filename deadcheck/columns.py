@@ -60,20 +60,40 @@ class Columns:
         self._scratch = scratch
 
     @np.errstate(over="ignore", invalid="ignore")
-    def seen(self, on: Vector) -> Seen:
-        """Go once over inputs; where samples have one position, set ``on``, (samples, units), to what is above 0."""
+    def seen(self, on: Vector, *, with_nan: bool = False) -> Seen:
+        """Go once over inputs; where samples have one position, set ``on``, (samples, units), to what is above 0.
+
+        Peaks and the least value are those of the numbers, infinities too, where NaN is expected, else NaN.
+        """
+        top, bottom = (np.fmax, np.fmin) if with_nan else (np.maximum, np.minimum)
         peaks, lows, positive = list[Vector](), list[Vector](), np.zeros(self._n_units, np.int64)
         is_single, work = self._positions == 1, self._work(bool)
         for first, rows in self._blocks():
             block = self._rows[rows]
-            peak = _over_rows(np.maximum, block)[None] if is_single else _over_positions(np.maximum, self._split(block))
+            peak = _over_rows(top, block)[None] if is_single else _over_positions(top, self._split(block))
             if peaks and (is_single or rows.start > first * self._positions):
-                np.maximum(peaks[-1], peak, out=peaks[-1])
+                top(peaks[-1], peak, out=peaks[-1])
             else:
                 peaks.append(peak)
-            lows.append(_over_rows(np.minimum, block))
+            lows.append(_over_rows(bottom, block))
             add_up(np.greater(block, 0, out=on[rows] if is_single else _like(block, work)), positive)
-        return Seen(peaks[0] if len(peaks) == 1 else np.concatenate(peaks), _among(np.minimum, lows), positive)
+        peak, least = peaks[0] if len(peaks) == 1 else np.concatenate(peaks), _among(bottom, lows)
+        if with_nan:
+            peak[np.isnan(peak)], least[np.isnan(least)] = -np.inf, np.inf
+        return Seen(peak, least, positive)
+
+    def nan(self) -> Vector:
+        """Count NaN per unit."""
+        total, work = np.zeros(self._n_units, np.int64), self._work(bool)
+        for _, rows in self._blocks():
+            block = self._rows[rows]
+            add_up(np.isnan(block, out=_like(block, work)), total)
+        return total
+
+    def is_bad(self) -> Vector:
+        """Return where values are NaN or infinite, shape (samples * positions, units)."""
+        bad: Vector = ~np.isfinite(self._rows)
+        return bad
 
     def number(self, compare: np.ufunc, border: float) -> Vector:
         """Count per unit the values for which a comparison holds."""
@@ -124,6 +144,27 @@ class Columns:
         low, high = (_among(np.minimum, lows), _among(np.maximum, highs)) if ends else (total, total)
         return Measured(low, high, total, absolute, squares, number)
 
+    @np.errstate(over="ignore", invalid="ignore")
+    def measured_beside(self, bad: Vector) -> Measured:
+        """Go once over outputs; sums, in float64, leave out what is ``bad``, and ends leave out NaN."""
+        lows, highs = list[Vector](), list[Vector]()
+        total, absolute, squares = np.zeros((3, self._n_units))
+        number, work, finite = np.zeros(self._n_units, np.int64), self._work(bool), self._work(np.float64)
+        for _, rows in self._blocks():
+            block = self._rows[rows]
+            highs.append(_over_rows(np.fmax, block))
+            lows.append(_over_rows(np.fmin, block))
+            add_up(np.equal(block, 0, out=_like(block, work)), number)
+            good = _like(block, finite)
+            good[:] = block
+            np.copyto(good, 0.0, where=bad[rows])
+            total += _over_rows(np.add, good)
+            squares += _over_rows(np.add, good, squared=True)
+            absolute += _over_rows(np.add, np.abs(good, out=good))
+        low, high = _among(np.fmin, lows), _among(np.fmax, highs)
+        low[np.isnan(low)], high[np.isnan(high)] = np.inf, -np.inf
+        return Measured(low, high, total, absolute, squares, number)
+
     def _work(self, dtype: Any) -> Vector:
         """Return memory for a block."""
         return self._scratch.blank(max(_BLOCK, self._n_units), dtype)
@@ -146,8 +187,10 @@ class Columns:
 
 def add_up(on: Vector, total: Vector) -> None:
     """Add to a total per unit, int64, where it is true, shape (some, units)."""
-    fold, ones = _fold(*on.shape), on.view(np.uint8)
-    wide = ones.reshape(-1, fold * len(total))
+    if not on.size:
+        return
+    fold = _fold(*on.shape)
+    wide = on.view(np.uint8).reshape(-1, fold * len(total))
     for start in range(0, len(wide), 255):  # a byte holds no more
         part = np.add.reduce(wide[start : start + 255], axis=0, dtype=np.uint8)
         total += part if fold == 1 else part.reshape(fold, -1).sum(0, dtype=np.int64)

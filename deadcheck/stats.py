@@ -101,7 +101,7 @@ class SiteCounter:
         self._kernels = self._fastest()
         self._is_empty = False
         self._took: Kernel | TorchKernel | None = None
-        """What counted the input of the running call, all of it finite; None where it was counted by masks."""
+        """What counted the input of the running call; None where it was counted by masks."""
         self._bad_input: Ordered | None = None
         """Where the input of the running call is not finite, if it was counted by masks."""
 
@@ -115,9 +115,10 @@ class SiteCounter:
         if runs_on_its_own(self.device):
             return {}
         totals = {**self._counts, **self._extremes, **dict(zip(SUMS, self._batch_sums, strict=True))}
-        alone = TorchKernel(self.activation, totals, self._scratch, self.level)
+        self._alone = TorchKernel(self.activation, totals, self._scratch, self.level)
         is_compiled = kernel.is_built() and self.activation.family is not Family.NONZERO
-        return {torch.float64: alone, torch.float32: Kernel(self.activation, totals) if is_compiled else alone}
+        compiled = Kernel(self.activation, totals) if is_compiled else self._alone
+        return {torch.float64: self._alone, torch.float32: compiled}
 
     @property
     def is_settled(self) -> bool:
@@ -172,52 +173,62 @@ class SiteCounter:
         found, n_rows, self._is_empty = self._at_once(tensor, layout, rows), rows.n_rows, False
         if found is not None:
             positions = tensor.numel() // (n_rows * self.n_units)
-            if self._was_taken(found, tensor, n_rows, positions, rows, units_last=not layout.is_samples_first):
-                return
+            self._count_input(found, tensor, n_rows, positions, rows, units_last=not layout.is_samples_first)
+            return
         z = ordered(tensor, layout, rows.n_rows).rows(rows.keep)
         self._is_empty = z.values.numel() == 0  # rows that only fill up the batch
         if self._is_empty:
             return
         z = z if self._asked is None else z.units(self._asked)
         x, found = z.values, self._kernels.get(z.values.dtype)
-        if found is None or not self._was_taken(found, x, x.shape[0], z.n_positions, rows, units_last=z.units_last):
-            self._took = None
+        if found is None:
             self._mask_input(z, rows)
+        else:
+            self._count_input(found, x, x.shape[0], z.n_positions, rows, units_last=z.units_last)
 
-    def _was_taken(
+    def _count_input(
         self, by: Kernel | TorchKernel, z: Tensor, n_rows: int, positions: int, rows: Rows, *, units_last: bool
-    ) -> bool:
-        """Have a kernel count an input; return whether it could."""
+    ) -> None:
         unfired, on = self._unfired if self._any_unfired else None, self._blank(n_rows)
+        self._took = by
         if not by.count_input(z, n_rows, positions, unfired, on, units_last=units_last):
-            return False
-        self._took, self._bad_input = by, None
+            self._took = self._alone
+            self._alone.count_input(z, n_rows, positions, unfired, on, units_last=units_last)
         if self.activation.family is not Family.NONZERO:
             self._see_on(on, rows)
-        return True
 
     def see_output(self, tensor: Tensor, layout: Plan, rows: Rows) -> None:
         """Count the output of one call."""
         found, n_rows = self._at_once(tensor, layout, rows), rows.n_rows
-        if found is not None and found is self._took and self.activation.family is not Family.NONZERO:
+        if found is not None and self.activation.family is not Family.NONZERO:
             positions = tensor.numel() // (n_rows * self.n_units)
-            if found.count_output(tensor, n_rows, positions, units_last=not layout.is_samples_first):
-                self.observations += n_rows * positions
-                return
+            self.observations += n_rows * positions
+            self._count_output(tensor, n_rows, positions, units_last=not layout.is_samples_first)
+            return
         if self._is_empty:
             return
         h = ordered(tensor, layout, n_rows).rows(rows.keep)
         h = h if self._asked is None else h.units(self._asked)
-        x, positions, found = h.values, h.n_positions, self._kernels.get(h.values.dtype)
+        x, positions = h.values, h.n_positions
         self.observations += x.shape[0] * positions
         if self.activation.family is Family.NONZERO:
             self._see_on(((x != 0) & ~x.isnan()).any(h.position_dim), rows)
-        found = found if found is self._took else None
-        if found is None or not found.count_output(x, x.shape[0], positions, units_last=h.units_last):
+        if self._kernels:
+            self._count_output(x, x.shape[0], positions, units_last=h.units_last)
+        else:
             self._mask_output(h)
 
-    # By masks, on a device that runs on its own, and where a value is not finite. That none is NaN, or that a unit has
-    # fired before, is not asked, for a device would have to be waited for.
+    def _count_output(self, h: Tensor, n_rows: int, positions: int, *, units_last: bool) -> None:
+        took = self._took
+        if isinstance(took, Kernel) and took is self._kernels[h.dtype]:
+            if took.count_output(h, n_rows, positions, units_last=units_last):
+                return
+            took = None
+        knows_input = took is self._alone
+        self._alone.count_output(h, n_rows, positions, units_last=units_last, knows_input=knows_input)
+
+    # By masks, on a device that runs on its own. That none is NaN, or that a unit has fired before, is not asked, for
+    # the device would have to be waited for.
 
     def _mask_input(self, z: Ordered, rows: Rows) -> None:
         act, family = self.activation, self.activation.family

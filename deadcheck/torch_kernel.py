@@ -113,13 +113,13 @@ class _Lines:
 
 @lru_cache(1024)
 def _zeros_ones(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.zeros(n, dtype=dtype), torch.ones(n, dtype=dtype)
+    return torch.zeros(n, dtype=dtype, device="cpu"), torch.ones(n, dtype=dtype, device="cpu")
 
 
 class TorchKernel:
     """Counts the calls of one site into totals that stay where they are, as ``kernel.Kernel`` does.
 
-    It takes float32 and float64 on a CPU, where all values are finite.
+    It takes float32 and float64 on a CPU, and in columns also what is not finite.
     """
 
     def __init__(
@@ -138,26 +138,29 @@ class TorchKernel:
         """Inputs above 0 per unit in the call whose output comes next."""
         self._range = self._positive, self._positive
         """Least and largest input per unit in that call."""
+        self._bad: Vector | None = None
+        """Where its input was not finite, shape (samples * positions, units); None for nowhere."""
 
     def count_input(
         self, z: Tensor, rows: int, positions: int, unfired: Tensor | None, on: Tensor, *, units_last: bool
     ) -> bool:
-        """Count an input and set ``on``, shape (rows, units), to what was on; if it cannot, return False.
+        """Count an input and set ``on``, shape (rows, units), to what was on; return True.
 
         ``z`` is contiguous, of shape (rows, units, positions), or (rows, positions, units). Its moments are summed for
         the units that are ``unfired``, and not on in it.
         """
-        if not _takes(z, positions):
-            return False
         act, fires = self._act, on.numpy()
-        values = (Columns if units_last or positions == 1 else _Lines)(z, self._n_units, positions, self._scratch)
+        values = self._values(z, positions, units_last=units_last)
         peaks, least, positive = values.seen(fires)
+        nan, self._bad = np.zeros(self._n_units, np.int64), None
+        if not (math.isfinite(least.min()) and math.isfinite(peaks.max())):
+            values = self._columns(z, positions, units_last=units_last)
+            peaks, least, positive = values.seen(fires, with_nan=True)
+            nan, self._bad = values.nan(), values.is_bad()
         high = peaks.max(0)
         lowest, highest = float(least.min()), float(high.max())
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            return False
         self._extend("input", least, high)
-        if act.family is Family.SQUASHING and lowest > act.low and highest < act.high:
+        if act.family is Family.SQUASHING and lowest > act.low and highest < act.high and not nan.any():
             fires[:] = True
         elif act.family is Family.SQUASHING:
             values.see_between(act.low, act.high, fires)
@@ -168,7 +171,7 @@ class TorchKernel:
         self._positive, self._range = positive, (least, high)
         self._totals["positive"] += positive
         if act.low == 0:
-            self._totals["flat"] += rows * positions - positive
+            self._totals["flat"] += rows * positions - positive - nan
         elif act.low > -math.inf and lowest <= act.low:
             self._totals["flat"] += values.number(np.less_equal, act.low)
         if act.high < math.inf and highest >= act.high:
@@ -177,34 +180,39 @@ class TorchKernel:
             self._totals["flat"] += values.number(np.greater_equal, ceiling)
         if unfired is not None and self._has_border:
             silent = unfired.numpy() & ~fires.any(0)
-            self._sum_silent(z, positions, silent, units_last=units_last)
+            self._totals["silent_input_sum"][silent & (nan > 0)] = math.nan
+            self._totals["silent_input_square_sum"][silent & (nan > 0)] = math.nan
+            self._sum_silent(z, positions, silent & (nan == 0), units_last=units_last)
         return True
 
-    def count_output(self, h: Tensor, rows: int, positions: int, *, units_last: bool) -> bool:
-        """Count the output of the call whose input was counted last; if it cannot, return False."""
-        if not _takes(h, positions):
-            return False
-        act, sums = self._act, self._level != "counts"
-        values: Columns | _Lines
-        if self._level == "verdict" and (units_last or positions == 1):
+    def count_output(self, h: Tensor, rows: int, positions: int, *, units_last: bool, knows_input: bool = True) -> bool:
+        """Count the output of the call whose input was counted last, by this one if it ``knows_input``; return True."""
+        act, sums, bad = self._act, self._level != "counts", self._bad if knows_input else None
+        values = self._values(h, positions, units_last=units_last)
+        if self._level == "verdict" and isinstance(values, Columns):
             # The more units are settled, the fewer are counted.
-            values = self._lines(h, positions, slice(None), units_last=units_last)
-        else:
-            values = (Columns if units_last or positions == 1 else _Lines)(h, self._n_units, positions, self._scratch)
-        follows = act.family is Family.RECTIFIER and act.low == 0
-        got = values.measured(ends=not follows, sums=sums, zeros=not self._is_zero_below)
-        low, high = (np.maximum(end, 0) for end in self._range) if follows else (got.low, got.high)
-        if not all(math.isfinite(end) for end in (low.min(), high.max(), got.squares.sum())):
-            return False
-        self._extend("output", low, high)
+            values = self._copied(h, positions, slice(None), units_last=units_last)
+        is_zero_below = self._is_zero_below and knows_input and bad is None
+        follows = act.family is Family.RECTIFIER and act.low == 0 and is_zero_below
+        got = values.measured(ends=not follows, sums=sums, zeros=not is_zero_below)
+        if follows:
+            got = got._replace(low=np.maximum(self._range[0], 0), high=np.maximum(self._range[1], 0))
+        if is_zero_below:
+            got = got._replace(zeros=rows * positions - self._positive)
+        is_finite = all(math.isfinite(end) for end in (got.low.min(), got.high.max(), got.squares.sum()))
+        if bad is not None or not is_finite:
+            columns = self._columns(h, positions, units_last=units_last)
+            is_bad = columns.is_bad()
+            got = columns.measured_beside(is_bad)
+            add_up(is_bad if bad is None else is_bad | bad, self._totals["nonfinite"])
+        self._extend("output", got.low, got.high)
         if sums:
             self._totals["output_sum"] += got.total
             self._totals["output_abs_sum"] += got.absolute
             self._totals["output_square_sum"] += got.squares
-        zeros = rows * positions - self._positive if self._is_zero_below else got.zeros
-        self._totals["zeros"] += zeros
+        self._totals["zeros"] += got.zeros
         if act.family is Family.NONZERO:
-            self._totals["flat"] += zeros
+            self._totals["flat"] += got.zeros
         return True
 
     def _extend(self, side: str, low: Vector, high: Vector) -> None:
@@ -212,7 +220,18 @@ class TorchKernel:
         np.minimum(least, low, out=least)
         np.maximum(most, high, out=most)
 
-    def _lines(self, x: Tensor, positions: int, index: Any, *, units_last: bool) -> _Lines:
+    def _values(self, x: Tensor, positions: int, *, units_last: bool) -> Columns | _Lines:
+        # Where samples have one position it is the same memory, and lines of 1 are slow.
+        if units_last or positions == 1 or positions >= _MOST_POSITIONS:
+            return self._columns(x, positions, units_last=units_last)
+        return _Lines(x, self._n_units, positions, self._scratch)
+
+    def _columns(self, x: Tensor, positions: int, *, units_last: bool) -> Columns:
+        if not units_last and positions > 1:
+            x = x.view(-1, self._n_units, positions).transpose(1, 2).contiguous()
+        return Columns(x, self._n_units, positions, self._scratch)
+
+    def _copied(self, x: Tensor, positions: int, index: Any, *, units_last: bool) -> _Lines:
         """Return a copy with lines for each unit, of all units or those chosen.
 
         The sum of a line is always the same; that of a column depends on how many are beside it.
@@ -229,17 +248,13 @@ class TorchKernel:
         index = silent.nonzero()[0]
         if not len(index):
             return
-        values = self._lines(z, positions, torch.from_numpy(index), units_last=units_last)
+        values = self._copied(z, positions, torch.from_numpy(index), units_last=units_last)
         total, squares = values.moments()
         if not math.isfinite(float(squares.sum())):  # a square beyond float32
-            values = self._lines(z.double(), positions, torch.from_numpy(index), units_last=units_last)
+            values = self._copied(z.double(), positions, torch.from_numpy(index), units_last=units_last)
             total, squares = values.moments()
         self._totals["silent_input_sum"][index] += total
         self._totals["silent_input_square_sum"][index] += squares
-
-
-def _takes(x: Tensor, positions: int) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and positions < _MOST_POSITIONS
 
 
 def fire(on: Tensor, first_sample: int, fired: Tensor, first_fired: Tensor, unfired: Tensor) -> bool:

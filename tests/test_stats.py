@@ -168,16 +168,29 @@ def test_counts_equal_brute_force(name, form, shape, batches, dtype, shift, seed
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("most", [1 << 24, 8100])
-def test_counts_equal_brute_force_over_many_blocks(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [
+        ("maps", (9, 5, 8100, 1)),
+        ("tokens", (9, 5, 8100, 1)),  # a sample is more than a block of 2048 rows
+        ("tokens", (70, 5, 81, 1)),  # a block is 16 samples
+        ("features", (9000, 5, 1, 1)),
+        ("features", (3, 30_000, 1, 1)),  # a row is more than a block
+    ],
+)
+def test_counts_equal_brute_force_over_many_blocks(
+    name: str, most: int, form: str, size: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The last block is shorter; so many positions as the smaller of the two a float may not be able to number.
     monkeypatch.setattr(torch_kernel, "_BLOCK", 20_000)
-    monkeypatch.setattr(columns, "_BLOCK", 20_000)
+    monkeypatch.setattr(columns, "_BLOCK", 12_000)
     monkeypatch.setattr(torch_kernel, "_MOST_POSITIONS", most)
     generator = torch.Generator().manual_seed(1)
-    for form in ("maps", "tokens"):
-        stats, kept = run(name, form, [(9, 5, 8100, 1), (2, 5, 8100, 1)], lambda s: torch.randn(s, generator=generator))
+    sizes = [size, (2, *size[1:])]
 
-        check(name, stats, kept)
+    stats, kept = run(name, form, sizes, lambda shape: torch.randn(shape, generator=generator))
+
+    check(name, stats, kept)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
