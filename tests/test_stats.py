@@ -263,6 +263,37 @@ def test_sums_are_those_of_the_finite_outputs_whatever_went_in() -> None:
     assert (stats.nonfinite.tolist(), stats.zeros.tolist(), stats.flat.tolist()) == ([3], [1], [3])
 
 
+@pytest.mark.parametrize("is_input", [True, False])
+def test_what_is_not_finite_on_both_sides_counts_once_wherever_it_lies_in_memory(is_input: bool) -> None:
+    counter = SiteCounter(known(aten.hardtanh, 0.0, 6.0), 3, torch.device("cpu"), Scratch())
+    layout, z = plan(FORMS["maps"][1](2, 3, 4, 5)), torch.ones(2, 3, 4, 5)
+    z[0, 1, 2, 3], z[1, 1, 3, 0], z[1, 2, 0, 4] = math.nan, math.nan, math.inf
+    h = F.relu6(z)
+    moved = (z if is_input else h).contiguous(memory_format=torch.channels_last)
+
+    counter.see_input(moved if is_input else z, layout, Rows(2, 2))
+    counter.see_output(h if is_input else moved, layout, Rows(2, 2))
+    counter.finish_batch(0)
+    stats = counter.freeze(SITE)
+
+    assert stats.nonfinite.tolist() == [0, 2, 1]
+    assert stats.output_sum.tolist() == [40.0, 38.0, 45.0]
+    assert stats.output_max.tolist() == [1.0, 1.0, 6.0]
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+@pytest.mark.parametrize("form", ["features", "maps"])
+def test_a_batch_of_nothing_but_nan_leaves_the_ends_to_the_others(name: str, form: str) -> None:
+    numbers = torch.tensor([[3.0, 1.0], [-1.0, 2.0]])
+    batches = iter([torch.full((2, 2), math.nan).where(torch.tensor([True, False]), numbers), numbers])
+
+    stats, _ = run(name, form, [(2, 2, 1, 1)] * 2, lambda size: next(batches).reshape(size).clone())
+
+    assert (stats.input_min.tolist(), stats.input_max.tolist()) == ([-1.0, 1.0], [3.0, 2.0])
+    assert stats.output_max.tolist() == ACTIVATIONS[name][0](torch.tensor([3.0, 2.0])).tolist()
+    assert stats.output_min.tolist() == ACTIVATIONS[name][0](torch.tensor([-1.0, 1.0])).tolist()
+
+
 def test_sums_do_not_depend_on_the_order_of_the_batches() -> None:
     generator = torch.Generator().manual_seed(4)
     batches = [torch.randn(7, 5, generator=generator) * 10.0**k for k in range(-4, 5)]
