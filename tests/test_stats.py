@@ -281,6 +281,28 @@ def test_what_is_not_finite_on_both_sides_counts_once_wherever_it_lies_in_memory
     assert stats.output_max.tolist() == [1.0, 1.0, 6.0]
 
 
+@pytest.mark.parametrize("form", ["features", "maps", "tokens"])
+def test_the_depth_of_a_silent_unit_with_nan_is_not_known(form: str) -> None:
+    z = torch.tensor([[-1.0, -2.0, -3.0], [math.nan, -4.0, -math.inf]])
+
+    stats, _ = run("relu", form, [(2, 3, 1, 1)], lambda size: z.reshape(size).clone())
+
+    assert math.isnan(stats.silent_input_sum[0])
+    assert math.isnan(stats.silent_input_square_sum[0])
+    assert (stats.silent_input_sum[1], stats.silent_input_square_sum[1]) == (-6.0, 20.0)
+    assert (stats.silent_input_sum[2], stats.silent_input_square_sum[2]) == (-math.inf, math.inf)
+    assert np.isfinite(stats.rest).all()
+
+
+def test_more_positions_than_a_float_can_number_are_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_kernel, "_MOST_POSITIONS", 9)
+    monkeypatch.setattr(torch_kernel, "_Lines", None)
+
+    stats, kept = run("tanh", "maps", [(2, 3, 3, 3)], torch.ones)
+
+    check("tanh", stats, kept)
+
+
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 @pytest.mark.parametrize("form", ["features", "maps"])
 def test_a_batch_of_nothing_but_nan_leaves_the_ends_to_the_others(name: str, form: str) -> None:
