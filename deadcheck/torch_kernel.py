@@ -187,33 +187,42 @@ class TorchKernel:
 
     def count_output(self, h: Tensor, rows: int, positions: int, *, units_last: bool, knows_input: bool = True) -> bool:
         """Count the output of the call whose input was counted last, by this one if it ``knows_input``; return True."""
-        act, sums, bad = self._act, self._level != "counts", self._bad if knows_input else None
-        values = self._values(h, positions, units_last=units_last)
-        if self._level == "verdict" and isinstance(values, Columns):
-            # The more units are settled, the fewer are counted.
-            values = self._copied(h, positions, slice(None), units_last=units_last)
-        is_zero_below = self._is_zero_below and knows_input and bad is None
-        follows = act.family is Family.RECTIFIER and act.low == 0 and is_zero_below
-        got = values.measured(ends=not follows, sums=sums, zeros=not is_zero_below)
-        if follows:
-            got = got._replace(low=np.maximum(self._range[0], 0), high=np.maximum(self._range[1], 0))
-        if is_zero_below:
-            got = got._replace(zeros=rows * positions - self._positive)
-        is_finite = all(math.isfinite(end) for end in (got.low.min(), got.high.max(), got.squares.sum()))
-        if bad is not None or not is_finite:
+        bad = self._bad if knows_input else None
+        got: Measured | None = None
+        if bad is None:
+            got = self._measured(h, rows, positions, units_last=units_last, knows_input=knows_input)
+        if got is None:
             columns = self._columns(h, positions, units_last=units_last)
             is_bad = columns.is_bad()
             got = columns.measured_beside(is_bad)
             add_up(is_bad if bad is None else is_bad | bad, self._totals["nonfinite"])
         self._extend("output", got.low, got.high)
-        if sums:
+        if self._level != "counts":
             self._totals["output_sum"] += got.total
             self._totals["output_abs_sum"] += got.absolute
             self._totals["output_square_sum"] += got.squares
         self._totals["zeros"] += got.zeros
-        if act.family is Family.NONZERO:
+        if self._act.family is Family.NONZERO:
             self._totals["flat"] += got.zeros
         return True
+
+    def _measured(
+        self, h: Tensor, rows: int, positions: int, *, units_last: bool, knows_input: bool
+    ) -> Measured | None:
+        """Measure an output; None where a value is not finite, or a sum of squares."""
+        act, values = self._act, self._values(h, positions, units_last=units_last)
+        if self._level == "verdict" and isinstance(values, Columns):
+            # The more units are settled, the fewer are counted.
+            values = self._copied(h, positions, slice(None), units_last=units_last)
+        is_zero_below = self._is_zero_below and knows_input
+        follows = act.family is Family.RECTIFIER and act.low == 0 and is_zero_below
+        got = values.measured(ends=not follows, sums=self._level != "counts", zeros=not is_zero_below)
+        if follows:
+            got = got._replace(low=np.maximum(self._range[0], 0), high=np.maximum(self._range[1], 0))
+        if is_zero_below:
+            got = got._replace(zeros=rows * positions - self._positive)
+        is_finite = all(math.isfinite(end) for end in (got.low.min(), got.high.max(), got.squares.sum()))
+        return got if is_finite else None
 
     def _extend(self, side: str, low: Vector, high: Vector) -> None:
         least, most = self._totals[f"{side}_min"], self._totals[f"{side}_max"]
