@@ -1,4 +1,4 @@
-"""Reductions of values that have a column for each unit, in NumPy: block by block, each in the processor's cache.
+"""Reductions of values that have a column for each unit, in NumPy, block by block.
 
 Torch goes down a few columns at a time, whose rows lie far apart in memory. What comes out here is the same on any
 number of threads.
@@ -6,7 +6,7 @@ number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,11 +84,7 @@ class Columns:
 
     def nan(self) -> Vector:
         """Count NaN per unit."""
-        total, work = np.zeros(self._n_units, np.int64), self._work(bool)
-        for _, rows in self._blocks():
-            block = self._rows[rows]
-            add_up(np.isnan(block, out=_like(block, work)), total)
-        return total
+        return self._number(lambda block, out: np.isnan(block, out=out))
 
     def is_bad(self) -> Vector:
         """Return where values are NaN or infinite, shape (samples * positions, units)."""
@@ -97,11 +93,7 @@ class Columns:
 
     def number(self, compare: np.ufunc, border: float) -> Vector:
         """Count per unit the values for which a comparison holds."""
-        total, work = np.zeros(self._n_units, np.int64), self._work(bool)
-        for _, rows in self._blocks():
-            block = self._rows[rows]
-            add_up(compare(block, border, out=_like(block, work)), total)
-        return total
+        return self._number(lambda block, out: compare(block, border, out=out))
 
     def see_above(self, border: float, on: Vector) -> None:
         """Set ``on``, shape (samples, units), to what is above a border; samples have one position."""
@@ -164,6 +156,13 @@ class Columns:
         low, high = _among(np.fmin, lows), _among(np.fmax, highs)
         low[np.isnan(low)], high[np.isnan(high)] = np.inf, -np.inf
         return Measured(low, high, total, absolute, squares, number)
+
+    def _number(self, holds: Callable[[Vector, Vector], Vector]) -> Vector:
+        total, work = np.zeros(self._n_units, np.int64), self._work(bool)
+        for _, rows in self._blocks():
+            block = self._rows[rows]
+            add_up(holds(block, _like(block, work)), total)
+        return total
 
     def _work(self, dtype: Any) -> Vector:
         """Return memory for a block."""

@@ -1,7 +1,6 @@
 """The compiled count of one site: one pass over the memory of a call for every statistic.
 
-It takes float32 on a CPU. Where it is not built ``torch_kernel`` gives the same integers, and
-``stats`` does where a value is not finite.
+It takes float32 on a CPU. Where it is not built, or a value is not finite, ``torch_kernel`` gives the same integers.
 """
 
 from __future__ import annotations

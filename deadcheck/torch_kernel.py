@@ -74,12 +74,12 @@ class _Lines:
         number = self.number(np.equal, 0.0) if zeros else nothing
         return Measured(low, high, total, absolute, squares, number)
 
-    def moments(self) -> tuple[Vector, Vector]:
-        """Return the sum and the sum of squares per unit, in float64.
+    def moments(self, dtype: torch.dtype | None = None) -> tuple[Vector, Vector]:
+        """Return the sum and the sum of squares per unit, in float64; computed in another type if it is given.
 
         The backward of batch norm with mean 0 and deviation 1 computes both in one pass over the memory.
         """
-        x = self._x
+        x = self._x.to(dtype or self._x.dtype)
         _, square, plain = torch.ops.aten.native_batch_norm_backward.default(
             x, x, None, None, None, *_zeros_ones(self._n_units, x.dtype), True, 0.0, [False, True, True]
         )
@@ -260,8 +260,7 @@ class TorchKernel:
         values = self._copied(z, positions, torch.from_numpy(index), units_last=units_last)
         total, squares = values.moments()
         if not math.isfinite(float(squares.sum())):  # a square beyond float32
-            values = self._copied(z.double(), positions, torch.from_numpy(index), units_last=units_last)
-            total, squares = values.moments()
+            total, squares = values.moments(torch.float64)
         self._totals["silent_input_sum"][index] += total
         self._totals["silent_input_square_sum"][index] += squares
 
