@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deadcheck.data import Batch
+from deadcheck.batch import Batch
 from deadcheck.patch_result import Drift
 
 Forward = Callable[[Batch], list[Tensor]]

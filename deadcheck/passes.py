@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deadcheck import data
+from deadcheck.batch import Batch, mapped, padded, rebatched
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.casting import FloatType, name_of
 from deadcheck.config import ScanSettings
-from deadcheck.data import Batch, Batches
+from deadcheck.data import Batches
 from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
 from deadcheck.out_of_memory import DoesNotFit, is_lack_of_memory
 from deadcheck.preserve import Held, Randomness
@@ -245,7 +245,7 @@ class Passes:
     def _work(self, batches: Batches, course: Course) -> Iterator[_Piece]:
         """Yield the batches of the course as they go into the model."""
         first_sample = 0
-        whole = (b for b in (batches if self.fixed is None else data.rebatched(batches, self.fixed)) if b.samples)
+        whole = (b for b in (batches if self.fixed is None else rebatched(batches, self.fixed)) if b.samples)
         for number, batch in enumerate(whole):
             if not course.shard.takes(number) or number // course.shard.count < course.skip:
                 first_sample += batch.samples
@@ -259,12 +259,12 @@ class Passes:
         """Divide a batch of more samples than may run at a time, where it can be."""
         if self._most is None or batch.samples <= self._most or not _can_be_divided(batch):
             return [batch]
-        return list(data.rebatched([batch], self._most))
+        return list(rebatched([batch], self._most))
 
     def _piece(self, batch: Batch, first_sample: int, *, ends_batch: bool) -> _Piece:
         """Return a forward pass to run, its tensors on the device."""
         # Looked at where it lies: on a GPU that would wait for the batches before it.
-        args, kwargs = data.mapped((batch.args, dict(batch.kwargs)), self._cast_to_model)
+        args, kwargs = mapped((batch.args, dict(batch.kwargs)), self._cast_to_model)
         self.inputs.see(args, kwargs, samples=batch.samples, first_sample=first_sample)
         rows = self.fixed or batch.samples
         try:
@@ -273,7 +273,7 @@ class Passes:
             if is_lack_of_memory(error):
                 raise self._no_room(error, batch, f"on {self.settings.device}") from error
             raise
-        return _Piece(data.padded(placed, rows), rows, first_sample, ends_batch)
+        return _Piece(padded(placed, rows), rows, first_sample, ends_batch)
 
     def _no_room(self, error: Exception, batch: Batch, where: str) -> DoesNotFit:
         count = self.fixed or batch.samples
@@ -420,7 +420,7 @@ class Passes:
 
     def placed(self, value: Any) -> Any:
         """Move tensors to the device, and floating ones to the model's own floating type."""
-        return data.mapped(value, self._placed)
+        return mapped(value, self._placed)
 
     def _placed(self, tensor: Tensor) -> Tensor:
         # A copy that is not waited for needs memory that nobody writes to in the meantime.
@@ -443,7 +443,7 @@ def forward_of(model: nn.Module, settings: ScanSettings, fixed: int | None = Non
     run = Passes(model, settings)
 
     def forward(batch: Batch) -> list[Tensor]:
-        filled = placed(model, settings, data.padded(batch, fixed or batch.samples))
+        filled = placed(model, settings, padded(batch, fixed or batch.samples))
         with run.float_type.autocast():
             outputs = [tensor for _, tensor in tensors_in(run.entry(*filled.args, **filled.kwargs))]
         return [t[: batch.samples] if fixed and t.dim() and t.shape[0] == fixed else t for t in outputs]

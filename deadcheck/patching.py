@@ -13,8 +13,8 @@ from torch import nn
 from deadcheck import effect
 from deadcheck.advice import advise
 from deadcheck.alpha_search import largest_alpha
+from deadcheck.batch import Batch, halves
 from deadcheck.before_after import Pairing
-from deadcheck.data import Batch, halves
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis
 from deadcheck.errors import NothingMeasured, UsageError
 from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange

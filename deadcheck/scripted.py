@@ -140,6 +140,18 @@ def _insert_recurrent(graph: Any, inputs: Sequence[Any], output: Any, text: Any)
     graph.insertNode(graph.create("deadcheck::recurrent", [listed, output, text], 0))
 
 
+def _take_output(recurrent: Any) -> None:
+    """Let it have the layer's output where it has a state: a trace returns only what is used of a layer."""
+    _, value, _ = recurrent.inputs()
+    source = value.node()
+    if source.kind() == "prim::TupleIndex":
+        made, index = source.inputs()
+        if made.node().kind() == "prim::TupleConstruct":
+            value = list(made.node().inputs())[_constant(index)]
+    if value.node().kind() in _CELLS:
+        recurrent.replaceInput(1, next(iter(value.node().outputs())))
+
+
 _GATED = {f"{cls.__module__}.{cls.__qualname__}": kind for cls, kind in activations.GATED.items()}
 _MODULES = frozenset(f"{cls.__module__}.{cls.__qualname__}" for cls in activations.MODULES)
 
@@ -184,6 +196,7 @@ class _Walk:
                 self.path = [*self.path, text[1:]] if text[0] == _ENTER else self.path[:-1]
                 node.destroy()
             elif kind == "deadcheck::recurrent":
+                _take_output(node)
                 self.found.append((node, self.place(node)._replace(is_gate=False)))
             elif not kind.startswith("prim::"):
                 self.found.append((node, self.place(node)))

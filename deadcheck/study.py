@@ -14,9 +14,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deadcheck import effect, passes, pipeline
+from deadcheck.batch import Batch, rebatched
 from deadcheck.casting import FloatType
 from deadcheck.config import Config
-from deadcheck.data import Batch, Batches, rebatched
+from deadcheck.data import Batches
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
 from deadcheck.patch_result import Drift, GradientReach
 from deadcheck.preserve import eval_mode, preserved

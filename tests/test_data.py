@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from deadcheck.data import UNSIZED_LIMIT, Batch, Batches, DataOptions, open_data
+from deadcheck.batch import Batch
+from deadcheck.data import UNSIZED_LIMIT, Batches, DataOptions, open_data
 from deadcheck.errors import DataError, TrustRequired, UsageError
 from deadcheck.sample import sample_beside
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadcheck.data import Batch
+from deadcheck.batch import Batch
 from deadcheck.effect import Incoming, drift, gradients, incoming, seconds_of
 from deadcheck.patch_plan import Kind, Replacement
 from tests.test_patch_zoo import scanned

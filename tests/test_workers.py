@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import deadcheck
 from deadcheck import data, passes, pipeline
+from deadcheck.batch import mapped
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batches, DataOptions, open_data
 from deadcheck.errors import DataError, UsageError
@@ -34,10 +35,7 @@ def opened(source: object, **options: Any) -> Batches:
 
 
 def read(batches: Batches) -> list[tuple[list[Any], dict[str, Any], int]]:
-    return [
-        (data.mapped(list(b.args), Tensor.tolist), data.mapped(dict(b.kwargs), Tensor.tolist), b.samples)
-        for b in batches
-    ]
+    return [(mapped(list(b.args), Tensor.tolist), mapped(dict(b.kwargs), Tensor.tolist), b.samples) for b in batches]
 
 
 class Squares(Dataset[tuple[Tensor, int]]):

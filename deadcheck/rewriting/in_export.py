@@ -19,8 +19,8 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from deadcheck import exported
 from deadcheck.activations import OPERATORS
+from deadcheck.batch import Batch
 from deadcheck.boundary import tensors_in
-from deadcheck.data import Batch
 from deadcheck.errors import PatchError
 from deadcheck.formats.base import LoadedModel, LoadOptions
 from deadcheck.formats.from_export import load_program

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,43 @@ def test_sites_are_those_of_the_eager_model(tmp_path: Path, kind: str) -> None:
         assert site.stats.zeros.tolist() == reference.stats.zeros.tolist()
         assert site.stats.first_fired.tolist() == reference.stats.first_fired.tolist()
     assert not diagnosis.measurement.skipped
+
+
+class LastState(nn.Module):
+    """Uses of a recurrent layer what ``pick`` takes of it; the rest of its outputs is not used at all."""
+
+    def __init__(self, layer: nn.Module, pick: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.pick = layer, pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pick(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "pick", "shape"),
+    [
+        (nn.GRU(5, 6, batch_first=True), lambda out: out[1][-1], (7, 4, 5)),
+        (nn.GRU(5, 6, num_layers=2, bidirectional=True), lambda out: out[1][0], (4, 7, 5)),
+        (nn.LSTM(5, 6, batch_first=True), lambda out: out[1][0][-1], (7, 4, 5)),
+        (nn.LSTM(5, 6, batch_first=True), lambda out: out[1][1][-1], (7, 4, 5)),
+        (nn.LSTM(5, 6, batch_first=True), lambda out: out[0].sum(1) + out[1][1][-1], (7, 4, 5)),
+    ],
+    ids=["gru", "gru of two layers and directions", "lstm, hidden", "lstm, cell state", "lstm, two of three"],
+)
+def test_a_traced_recurrent_layer_of_which_a_state_alone_is_used_is_counted_by_its_output(
+    layer: nn.Module, pick: Callable[[Any], Tensor], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """A trace drops what is not used, so that the first thing that the layer returns is no longer its output."""
+    model, x = LastState(layer, pick).eval(), torch.randn(*shape)
+    size = len(x)  # of GRU's time-first input the samples are on axis 1, and one batch has them all
+    path = saved(program("trace", model, x), tmp_path / "m.pt")
+
+    (eager,), (traced,) = (deadcheck.scan(what, x, batch_size=size, load=TRUST) for what in (model, path))
+
+    assert traced.stats.site == eager.stats.site
+    assert (traced.stats.samples, traced.stats.observations) == (eager.stats.samples, eager.stats.observations)
+    assert traced.stats.output_max.tolist() == eager.stats.output_max.tolist()
 
 
 def test_a_live_program_is_measured_by_its_names_and_left_alone() -> None:
