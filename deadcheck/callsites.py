@@ -24,7 +24,6 @@ from deadcheck.patch_plan import Place
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(__file__) + os.sep
 _CHECKPOINT = os.path.join(_TORCH, "utils", "checkpoint.py")
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 _STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 _CALL_IMPL = nn.Module._call_impl.__code__
@@ -66,9 +65,25 @@ def without_gradient(frame: FrameType) -> str | None:
     """Return why a call inside a frame keeps its own gradient when it is changed; None where it does not."""
     if frame.f_code.co_filename == _CHECKPOINT:
         return "torch.utils.checkpoint runs it again in backward outside of any module; put it into a module"
-    if frame.f_code is _APPLY:
+    if _is_autograd_function(frame.f_code):
         return "it stands in an autograd function, whose backward is written by hand; change it there"
     return None
+
+
+def _is_autograd_function(code: CodeType) -> bool:
+    """Tell whether this is the ``forward`` of an autograd function, which torch may call without a frame of its own."""
+    known = _forwards.get(id(code))
+    if known is None:
+        kinds = [torch.autograd.Function]
+        for kind in kinds:
+            kinds += kind.__subclasses__()
+        forwards = [unwrapped(getattr(kind.forward, "__func__", kind.forward)) for kind in kinds]
+        known = _forwards[id(code)] = (code, any(getattr(f, "__code__", None) is code for f in forwards))
+    return known[1]
+
+
+_forwards: dict[int, tuple[CodeType, bool]] = {}
+"""The code is kept beside the answer, so that its id stays its own."""
 
 
 def is_border(frame: FrameType) -> bool:
@@ -151,7 +166,7 @@ def _moved(cls: type, place: Place, site: str) -> Place:
     for code in codes:
         lines = {line for _, _, line in code.co_lines() if line is not None}
         texts = {line - code.co_firstlineno: linecache.getline(code.co_filename, line).strip() for line in lines}
-        if not place.text or texts.get(place.line, "") in ("", place.text):
+        if not place.text or not any(texts.values()) or texts.get(place.line) == place.text:
             return place
         found += [place._replace(line=line) for line, text in texts.items() if text == place.text]
     if codes and len(found) != 1:

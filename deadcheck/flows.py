@@ -258,8 +258,9 @@ def _of_weights(inputs: Sequence[Known | None], call: Call) -> Weight | None:
     if not weights or len(weights) < len(inputs):
         return None
     first = next((weight for weight in weights if weight.parameter), weights[0])
-    size = min(sum(weight.size for weight in weights), call.outputs[0].numel())
-    if call.name in ("cat", "stack"):  # each keeps its own rows, as in an ensemble
+    is_joined = call.name in ("cat", "stack")
+    size = min((sum if is_joined else max)(weight.size for weight in weights), call.outputs[0].numel())
+    if is_joined:  # each keeps its own rows, as in an ensemble
         others = (weight for weight in weights if weight.parameter and weight is not first)
         return first._replace(size=size, others=tuple(others))
     return first._replace(size=size)

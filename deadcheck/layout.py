@@ -144,9 +144,9 @@ def units(size: int, stride: int = 1) -> Axis:
     return (Atom(UNIT, size, stride),) if size != 1 else ()
 
 
-def samples(size: int) -> Axis:
+def samples(size: int, stride: int = 1) -> Axis:
     """Return an axis that holds nothing but samples."""
-    return (Atom(SAMPLE, size),) if size != 1 else ()
+    return (Atom(SAMPLE, size, stride),) if size != 1 else ()
 
 
 def demote(axis: Axis, role: str = UNIT) -> Axis:

@@ -17,9 +17,10 @@ from deadcheck.formats import LoadedModel, LoadOptions, open_model
 from deadcheck.formats.from_torchscript import load_program
 from deadcheck.patch_file import FILE_NAME, dump_plan, read_plan
 from deadcheck.patch_output import check_kind, write_model
-from deadcheck.patch_plan import PatchPlan
+from deadcheck.patch_plan import PatchPlan, SiteChange
 from deadcheck.patch_result import PatchResult, SideBySide, Written
 from deadcheck.patching import Patched, compare, examine, make
+from deadcheck.relu_calls import mentions_relu
 from deadcheck.remedies.base import Choice
 from deadcheck.rewriting.base import Subject
 from deadcheck.rewriting.in_modules import ModuleTree, copied, rewrite
@@ -73,7 +74,21 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
         if item.where in named:
             raise PatchError(f"{item.where}: the {item.what} cannot be changed: {item.reason}")
         warnings.warn(f"{item.where}: {item.reason}", stacklevel=2)
+    for change in plan.sites:
+        _look_for_calls(change, model.get_submodule(change.module))
     return cast(Model, done.model)
+
+
+def _look_for_calls(change: SiteChange, module: nn.Module) -> None:
+    """Warn where a module's own code calls no ReLU any more: calls are looked for one by one only if some are meant."""
+    is_own = not type(module).__module__.startswith("torch.") and not isinstance(module, nn.ReLU)
+    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)  # which may call one
+    if change.calls and is_own and not has_hooks and not mentions_relu(module):
+        warnings.warn(
+            f"{change.site}: the code of {change.module or type(module).__name__} seems to call no ReLU, so the patch "
+            "may do nothing there; was it changed since the patch was made?",
+            stacklevel=3,
+        )
 
 
 def _patched_program(model: Any, plan: PatchPlan, *, inplace: bool) -> Any:

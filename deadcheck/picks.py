@@ -12,7 +12,6 @@ from deadcheck.calls import Call, Result, axes_of
 from deadcheck.layout import (
     SAMPLE,
     UNIT,
-    Atom,
     Axes,
     Axis,
     Flow,
@@ -40,7 +39,7 @@ def _picked(flow: Flow, call: Call, dim: int, eaten: int, chosen: tuple[Any, ...
             return Flow(None, flow.feeds)  # two axes would count samples
         rows = _sample_of_each(gone, flow.rows, chosen[0].device)[chosen].reshape(-1)
         steps = [math.prod(new[i + 1 :]) for i in range(len(new))]
-        made = [(Atom(SAMPLE, size, step),) for size, step in zip(new, steps, strict=True)]
+        made = [samples(size, step) for size, step in zip(new, steps, strict=True)]
     is_whole_layer = eaten == 1 and len(new) == 1 and len(gone[0]) == 1 and has(gone[0], UNIT)
     if is_whole_layer:
         made = [units(new[0])]
@@ -258,9 +257,31 @@ def settled(flow: Flow, batch: int) -> Flow:
                 axes[dim] = samples(len(rows))
                 flow = flow._replace(axes=tuple(axes), rows=rows[:, 0])
                 break
-    is_tensor = isinstance(flow.rows, torch.Tensor) and len(flow.rows) == batch
-    if is_tensor and bool((flow.rows == torch.arange(batch, device=flow.rows.device)).all()):
+    return _in_order(flow, batch)
+
+
+def _in_order(flow: Flow, batch: int) -> Flow:
+    """Return the flow without its rows where they are those of all samples in their order, as a view would give them.
+
+    What was picked and what was not can then be told to be of the same samples when they meet.
+    """
+    rows, axes = flow.rows, axes_of(flow)
+    if not isinstance(rows, torch.Tensor) or not batch or len(rows) % batch:
+        return flow
+    each = len(rows) // batch
+    dims = [dim for dim, axis in enumerate(axes) if has(axis, SAMPLE)]
+    axis = axes[dims[0]] if len(dims) == 1 else ()
+    own = torch.arange(batch, device=rows.device)
+    if each == 1 and bool((rows == own).all()):
         return flow._replace(rows=None)
+    if axis != samples(len(rows)) or not each:
+        return flow
+    for split, told in (
+        (samples(batch) + positions(each), rows.view(batch, each) == own[:, None]),
+        (positions(each) + samples(batch), rows.view(each, batch) == own),
+    ):
+        if bool(told.all()):
+            return flow._replace(axes=(*axes[: dims[0]], split, *axes[dims[0] + 1 :]), rows=None)
     return flow
 
 
@@ -275,7 +296,7 @@ def packed(call: Call) -> Result | None:
         return None
     base = torch.arange(size) if flow.rows is None else torch.as_tensor(flow.rows)
     rows = torch.cat([base[:count] for count in call.outputs[1].tolist()])
-    return [flow._replace(axes=((Atom(SAMPLE, len(rows)),), *flow.axes[2:]), rows=rows), None]
+    return [flow._replace(axes=(samples(len(rows)), *flow.axes[2:]), rows=rows), None]
 
 
 def joined_along(call: Call) -> Result | None:

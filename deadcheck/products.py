@@ -29,7 +29,7 @@ def product(left: int, right: int) -> Rule:
     def rule(call: Call) -> Result | None:
         a, b = call.look(call.args[left]), call.look(call.args[right])
         if isinstance(a, Weight) and isinstance(b, Weight):
-            return [of_weights(call, a, b)]
+            return [of_weights(call, left, right)]
         if isinstance(b, Weight):
             return [_weighted(call, (a, call.args[left]), (b, call.args[right]), -1)]
         if isinstance(a, Weight):
@@ -39,10 +39,21 @@ def product(left: int, right: int) -> Rule:
     return rule
 
 
-def of_weights(call: Call, data: Weight, layer: Weight) -> Weight:
+def of_weights(call: Call, data_at: int, layer_at: int) -> Weight:
     """Return what is known of the output of a layer that runs on weights or constants alone."""
+    data = call.weight(data_at)
+    assert data is not None
+    layer = call.weight(layer_at) or data
+    tensor, matrix = call.args[data_at], call.args[layer_at]
     made = layer if layer.parameter else data
-    return made._replace(size=call.outputs[0].numel())
+    # Queries repeated for each sample give copies, unless each of them meets a matrix of its own.
+    has_copies = data.size and not tensor.numel() % data.size and not _has_several(call, layer, matrix)
+    copies = tensor.numel() // data.size if has_copies else 1
+    return made._replace(size=call.outputs[0].numel() // max(copies, 1))
+
+
+def _has_several(call: Call, layer: Weight, matrix: Any) -> bool:
+    return call.name in ("bmm", "baddbmm") and _matrices(layer, matrix) > 1
 
 
 def _weighted(call: Call, data: tuple[Known | None, Any], layer: tuple[Weight, Any], dim: int) -> Flow:
@@ -121,7 +132,7 @@ def vector_product(call: Call) -> Result | None:
     """Carry a matrix times a vector."""
     a, b = call.look(call.args[0]), call.look(call.args[1])
     if isinstance(a, Weight) and isinstance(b, Weight):
-        return [of_weights(call, b, a)]
+        return [of_weights(call, 1, 0)]
     if isinstance(a, Weight):
         return [Flow((units(call.shape[0]),), call.feeds(a), "linear")]
     if not isinstance(a, Flow) or a.axes is None or not isinstance(b, Weight):
@@ -133,7 +144,7 @@ def linear(call: Call) -> Result | None:
     """Carry a linear layer that arrives whole."""
     known, weight = call.look(call.args[0]), call.weight(1)
     if isinstance(known, Weight):
-        return [of_weights(call, known, weight or known)]
+        return [of_weights(call, 0, 1)]
     lead = (demote(axis) for axis in axes_or_fresh(known, call.args[0], call.batch)[:-1])
     return [Flow((*lead, units(call.shape[-1])), call.feeds(weight), "linear", rows=rows_of(known))]
 
@@ -151,7 +162,7 @@ def convolution(call: Call) -> Result | None:
     """Carry a convolution: channels are units; a fixed filter of each channel, as a blur, leaves them as they were."""
     shape, known, weight = call.shape, call.look(call.args[0]), call.weight(1)
     if isinstance(known, Weight):
-        return [of_weights(call, known, weight or known)]
+        return [of_weights(call, 0, 1)]
     first, inputs = axes_or_fresh(known, call.args[0], call.batch)[:2]
     space = tuple(map(positions, shape[2:]))
     is_filter = weight is not None and not weight.parameter and call.args[1].shape[1] == 1
@@ -172,7 +183,7 @@ def embedding(call: Call) -> Result | None:
     if weight is None:
         return None
     if isinstance(known, Weight):
-        return [of_weights(call, known, weight)]
+        return [of_weights(call, 1, 0)]
     axes = axes_or_fresh(known, indices, call.batch)
     if "bag" in call.name:  # the indices of a bag are pooled
         axes = fresh(call.shape[:-1], call.batch)

@@ -325,19 +325,42 @@ def net(tmp_path: Path, body: str, name: str) -> nn.Module:
     return built(f"{path}:Net", {})  # type: ignore[no-any-return]
 
 
-def test_calls_are_found_again_where_lines_moved(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"        y = x\n{BODY}",
+        f"        # the first layer\n\n{BODY}",
+        BODY.replace("        return", "\n        return"),
+    ],
+    ids=["a statement", "a comment and a blank line", "a blank line"],
+)
+def test_calls_are_found_again_where_lines_moved(body: str, tmp_path: Path) -> None:
     x = inputs()
     plan = planned(net(tmp_path, BODY, "old"), x, Choice(LEAKY, layers=(":relu#2",)))
-    moved = net(tmp_path, f"        y = x\n{BODY}", "new")
+    moved = net(tmp_path, body, "new")
 
     assert torch.equal(deadcheck.apply_patch(moved, plan)(x), F.leaky_relu(moved.b(F.relu(moved.a(x))), ALPHA))
 
 
-def test_code_that_was_changed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [BODY.replace("self.b(x)", "self.b(2 * x)"), "        return F.relu(self.b(F.relu(self.a(x))))"],
+    ids=["a line", "fewer lines"],
+)
+def test_code_that_was_changed_is_refused(body: str, tmp_path: Path) -> None:
     plan = planned(net(tmp_path, BODY, "old"), inputs(), Choice(LEAKY, layers=(":relu#2",)))
-    changed = net(tmp_path, BODY.replace("self.b(x)", "self.b(2 * x)"), "new")
+    changed = net(tmp_path, body, "new")
 
     with pytest.raises(PatchError, match=r":relu#2: the code of Net was changed since .* is no longer there"):
+        deadcheck.apply_patch(changed, plan)
+
+
+@pytest.mark.parametrize("layers", [(), (":relu#*",)], ids=["everything", "each by its name"])
+def test_code_without_a_relu_any_more_is_said(layers: tuple[str, ...], tmp_path: Path) -> None:
+    plan = planned(net(tmp_path, BODY, "old"), inputs(), Choice(LEAKY, layers=layers))
+    changed = net(tmp_path, BODY.replace("relu", "silu"), "new")
+
+    with pytest.warns(UserWarning, match="the code of Net seems to call no ReLU, so the patch may do nothing there"):
         deadcheck.apply_patch(changed, plan)
 
 

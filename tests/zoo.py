@@ -408,6 +408,68 @@ class Experts(Zoo):
         return out
 
 
+class Dispatched(Zoo):
+    """Rows for an expert picked along the second of two axes, as in Switch Transformers; often one, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        rows = (x[:, 0] > 0.8).nonzero()[:, 0]
+        return F.relu(self.fc(x[None, rows].reshape(-1, 6))).sum(0)
+
+    def reference(self, oracle, x):
+        rows = np.flatnonzero((x[:, 0] > 0.8).numpy())
+        z = self.fc(x[rows])
+        return oracle.keep(":relu#1", z, z.clamp(min=0), rows=rows).sum(0)
+
+
+class Resorted(Zoo):
+    """Tokens sorted by an expert and put back by an index, beside what stayed where it was; time comes first too."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.shared, self.out, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        h = x.reshape(-1, 6)
+        order = h[:, 0].argsort()
+        h = F.relu(self.out(self.own(h[order])[order.argsort()] + self.shared(h))).view(x.shape)
+        steps = h.transpose(0, 1).reshape(-1, 6)
+        return F.relu(self.last(steps[torch.arange(len(steps))] + steps)).view(5, -1, 6).sum(0)
+
+    def reference(self, oracle, x):
+        h = x.reshape(-1, 6)
+        order = h[:, 0].argsort()
+        z = self.out(self.own(h[order])[order.argsort()] + self.shared(h)).view(x.shape)
+        h = oracle.keep(":relu#1", z, z.clamp(min=0), unit=2)
+        z = self.last(2 * h.transpose(0, 1).reshape(-1, 6)).view(5, -1, 6)
+        return oracle.keep(":relu#2", z, z.clamp(min=0), sample=1, unit=2).sum(0)
+
+
+class Queries(Zoo):
+    """Learnt queries, copied for each sample, meet the pixels of a map: each query is a unit, as in Mask2Former."""
+
+    shape = (3, 4, 4)
+    exact_reference = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Embedding(5, 8)
+        self.norm, self.fc, self.conv = nn.LayerNorm(8), nn.Linear(8, 8), nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        copies = self.queries.weight.unsqueeze(1).repeat(1, len(x), 1)
+        return F.relu(torch.einsum("bqc,bchw->bqhw", self.fc(self.norm(copies).transpose(0, 1)), self.conv(x)))
+
+    def reference(self, oracle, x):
+        z = torch.einsum("bqc,bchw->bqhw", self.fc(self.norm(self.queries.weight)).expand(len(x), -1, -1), self.conv(x))
+        return oracle.keep(":relu#1", z, z.clamp(min=0))
+
+
 class PackedTokens(Zoo):
     """Tokens of all samples packed by a mask into rows: a sample's tokens still count as that sample."""
 
@@ -934,7 +996,7 @@ ZOO: tuple[type[Zoo], ...] = (
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
     Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
     GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
-    OneParameter,
+    OneParameter, Dispatched, Resorted, Queries,
 )  # fmt: skip
 
 
