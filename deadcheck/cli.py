@@ -1,7 +1,6 @@
 """The command line: registers the commands, and turns whatever happens into an exit code."""
 
 import errno
-import os
 import re
 import sys
 import warnings
@@ -25,6 +24,7 @@ from deadcheck.commands import (
     do_rule,
     do_scan,
 )
+from deadcheck.commands.printing import leave_stdout, open_streams, print_error, print_text, stdout_failed
 from deadcheck.errors import DeadcheckError, ExitCode, internal_error
 
 app = typer.Typer(
@@ -73,6 +73,7 @@ def main() -> NoReturn:
         # What torch and numpy think of their own functions is nothing to the user of a file.
         warnings.filterwarnings("ignore", module=r"(torch|numpy|deadcheck)(\.|$)")
     try:
+        open_streams()
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as error:
@@ -89,6 +90,10 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error from the parser
             _fail(ExitCode.ERROR, f"{error.format_message()}; see 'deadcheck --help'")
+        # Our own files are named in their errors; this is what the parser prints, as a help text.
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            leave_stdout()
+            _fail(ExitCode.ERROR, stdout_failed(error))
         if debug:
             raise
         # Whatever else was raised is a fault of ours, and must not end as exit code 1, which means a failed rule.
@@ -103,14 +108,12 @@ def _leave_reader() -> NoReturn:
 
     A report is printed by the commands, which keep their exit code all the same.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave_stdout()
     sys.exit(ExitCode.PASSED)
 
 
 def _fail(code: ExitCode, message: str) -> NoReturn:
     """Say what went wrong on stderr, and on stdout too where a program reads it, and exit."""
-    from deadcheck.commands.printing import print_error, print_text
-
     print_error(message)
     if _wants_json(sys.argv[1:]):
         from deadcheck.reports import as_json

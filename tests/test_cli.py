@@ -303,3 +303,37 @@ def test_a_crash_of_ours_is_not_exit_code_1(model: Path, monkeypatch: pytest.Mon
 
     assert run.returncode == 2
     assert "internal error (ZeroDivisionError: ours)" in run.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    "arguments", [("scan", "-f", "json"), ("gate", "-f", "json"), ("scan",), ("rule",), ("--help",), ("--version",)]
+)
+def test_a_full_disk_behind_stdout_is_one_sentence_and_no_failed_rule(arguments: tuple[str, ...], model: Path) -> None:
+    more = [str(model)] if arguments[0] in ("scan", "gate") else []
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deadcheck", arguments[0], *more, *arguments[1:]],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "deadcheck: error: cannot write to stdout: No space left on device; write reports to files with "
+        "-o FORMAT=PATH\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="what a shell does")
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [
+        (">&-", 2, "deadcheck: error: stdout is closed; leave it open, or send it to /dev/null\n"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream_is_no_crash(closed: str, code: int, said: str, model: Path) -> None:
+    command = f"{sys.executable} -m deadcheck scan {model} -f json {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+    assert (done.returncode, done.stderr) == (code, said)

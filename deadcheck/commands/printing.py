@@ -5,17 +5,45 @@ from __future__ import annotations
 import os
 import sys
 
+from deadcheck.errors import UsageError
 from deadcheck.safe_text import plain
 
 
 def print_text(text: str) -> None:
-    """Print to stdout; a reader that went away (``| head``) changes nothing about the exit code."""
+    """Print to stdout; a reader that went away (``| head``) changes nothing about the exit code.
+
+    UsageError where stdout cannot be written, as on a full disk.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would print a traceback when it flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
+    except OSError as error:
+        leave_stdout()
+        raise UsageError(stdout_failed(error)) from error
+
+
+def stdout_failed(error: OSError) -> str:
+    """Say that stdout could not be written."""
+    return f"cannot write to stdout: {error.strerror}; write reports to files with -o FORMAT=PATH"
+
+
+def leave_stdout() -> None:
+    """Let what is still to be printed go nowhere: Python prints a traceback when it cannot flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """Put something in the place of a closed stdout or stderr, whose number the next file would get.
+
+    UsageError where it is stdout.
+    """
+    is_closed = sys.stdout is None
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if is_closed:
+        raise UsageError("stdout is closed; leave it open, or send it to /dev/null")
 
 
 def print_note(message: str) -> None:
