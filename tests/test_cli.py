@@ -337,3 +337,42 @@ def test_a_closed_stream_is_no_crash(closed: str, code: int, said: str, model: P
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lost"),
+    [
+        (("scan", "net.pt", "-o", "json=net.sample.npz"), "net.sample.npz"),
+        (("scan", "net.pt", "--data=x.npy", "-o", "json=x.npy"), "x.npy"),
+        (("scan", "net.pt", "--arch", "arch.py:build", "-o", "json=arch.py"), "arch.py"),
+        (("gate", "net.pt", "-b", "base.json", "-o", "text=base.json"), "base.json"),
+        (("gate", "net.pt", "-o", "json=deadcheck.yaml"), "deadcheck.yaml"),
+        (("report", "base.json", "-o", "markdown=base.json"), "base.json"),
+        (("merge", "1.part", "2.part", "-o", "json=1.part"), "1.part"),
+        (("scan", "net.pt", "--checkpoint", "1.part", "-o", "json=1.part"), "1.part"),
+        (("baseline", "write", "net.pt", "--data", "x.npy", "-o", "x.npy", "--accept-worse"), "x.npy"),
+        (("patch", "net.pt", "--data", "x.npy", "-o", "out.pt", "--save-report", "json=x.npy"), "x.npy"),
+        (("plot", "alpha", "net.pt", "--data", "x.npy", "-o", "svg=x.npy"), "x.npy"),
+    ],
+)
+def test_no_file_that_a_command_reads_is_written_over(arguments: tuple[str, ...], lost: str, model: Path) -> None:
+    for name in ("arch.py", "base.json", "1.part", "2.part"):
+        (model.parent / name).write_text(name)
+    (model.parent / "deadcheck.yaml").write_text("scan: {}\n")
+    np.save(model.parent / "x.npy", np.zeros((300, 4), np.float32))
+    before = (model.parent / lost).read_bytes()
+
+    done = deadcheck(*arguments, cwd=model.parent)
+
+    assert done.returncode == 2
+    assert f"'{lost}' is a file that this command reads, and would be lost; name another file" in done.stderr
+    assert (model.parent / lost).read_bytes() == before
+
+
+def test_two_reports_do_not_go_to_one_file(model: Path) -> None:
+    done = deadcheck("gate", "net.pt", "-o", "json=z", "-o", "sarif=./z", cwd=model.parent)
+
+    assert (done.returncode, done.stderr) == (
+        2, "deadcheck: error: two reports are to go to one file; name a file for each\n"
+    )  # fmt: skip
+    assert not (model.parent / "z").exists()

@@ -53,7 +53,7 @@ def places_of(stdout_format: str, pairs: Sequence[str], known: Mapping[str, obje
         name, equals, path = pair.partition("=")
         if not equals or not path:
             raise UsageError(f"{pair!r} is not FORMAT=PATH, where FORMAT is one of {', '.join(known)}")
-        check_place(repr(pair), path)
+        check_place(repr(pair), path, pair)
         places.append((name, path))
     places.append((stdout_format, "-"))
     unknown = sorted({name for name, _ in places} - set(known))

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deadcheck.commands.printing import print_error, print_text
+from deadcheck.config import find_config
 from deadcheck.errors import UsageError
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
 from deadcheck.safe_text import plain
+from deadcheck.sample import sample_beside
 from deadcheck.writing import write_text
 
 FOR_PEOPLE = ("table", "text", "concise")
@@ -30,7 +32,7 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
         if not equals or not path:
             raise UsageError(f"-o {pair!r} is not FORMAT=PATH; write -o json=report.json")
         if path != "-":
-            check_place(f"-o {pair!r}", path)
+            check_place(f"-o {pair!r}", path, pair)
         outputs.append((name, path))
     if not any(path == "-" for _, path in outputs):
         outputs.append((stdout_format, "-"))
@@ -39,11 +41,17 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
         raise UsageError(f"unknown report format {unknown[0]!r}; there are {', '.join(REPORTS)}")
     if sum(path == "-" for _, path in outputs) > 1:
         raise UsageError("two reports on stdout would run into one; write one of them to a file")
+    files = [Path(path).resolve() for _, path in outputs if path != "-" and not Path(path).is_char_device()]
+    if len(set(files)) < len(files):
+        raise UsageError("two reports are to go to one file; name a file for each")
     return sorted(outputs, key=lambda output: output[1] == "-")
 
 
-def check_place(what: str, path: str) -> None:
-    """Refuse a path that no file can be written to, before any work is done."""
+def check_place(what: str, path: str, argument: str | None = None) -> None:
+    """Refuse a path that no file can be written to, or must not be, before any work is done.
+
+    ``argument`` is how the command line names it, for what is written anew: no other file that it names may be lost.
+    """
     try:
         if not Path(path).resolve().parent.is_dir():
             raise UsageError(f"{what}: the folder {str(Path(path).parent)!r} does not exist; create it first")
@@ -51,6 +59,20 @@ def check_place(what: str, path: str) -> None:
             raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
     except OSError as error:
         raise UsageError(f"{what}: cannot write to {path!r} ({error.strerror}); choose another place") from error
+    if argument is not None and any(_is_same(path, other) for other in _read_by_command(argument)):
+        raise UsageError(f"{what}: {path!r} is a file that this command reads, and would be lost; name another file")
+
+
+def _read_by_command(written: str) -> Iterator[str]:
+    """Yield what may be a file among all that the command line names, the argument ``written`` apart."""
+    named = list(sys.argv[1:])
+    own = next((i for i, text in enumerate(named) if text.endswith(written)), None)
+    for text in named[:own] + (named[own + 1 :] if own is not None else []):
+        yield from (text, text.partition("=")[2], text.rpartition(":")[0], text.rpartition("=")[2])
+        if sample := sample_beside(Path(text)):
+            yield str(sample)
+    if settings := find_config(Path.cwd()):
+        yield str(settings)
 
 
 def look_of(
@@ -101,7 +123,7 @@ def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], loo
 
 def _is_same(path: str, other: str) -> bool:
     try:
-        return Path(path).samefile(other)
+        return Path(path).is_file() and Path(path).samefile(other)
     except OSError:  # one of them does not exist
         return False
 
