@@ -1,6 +1,7 @@
 """The command line: registers the commands, and turns whatever happens into an exit code."""
 
 import errno
+import os
 import re
 import sys
 import warnings
@@ -99,8 +100,16 @@ def main() -> NoReturn:
         # Whatever else was raised is a fault of ours, and must not end as exit code 1, which means a failed rule.
         _fail(ExitCode.ERROR, internal_error(error))
     if code == ExitCode.INTERRUPTED:  # the parser catches Ctrl-C itself
-        _fail(ExitCode.INTERRUPTED, "interrupted; nothing was written")
+        _fail(ExitCode.INTERRUPTED, f"interrupted; {_left_behind(sys.argv[1:])}")
     sys.exit(code if isinstance(code, int) else ExitCode.PASSED)
+
+
+def _left_behind(argv: list[str]) -> str:
+    """Say what an interrupted command leaves: nothing but the checkpoint that it was told to keep."""
+    named = re.search(r"(?:^|\0)--checkpoint[=\0]([^\0]+)", "\0".join(argv))
+    if named is not None and os.path.isfile(named[1]):
+        return f"the same command goes on from {named[1]}"
+    return "nothing was written"
 
 
 def _leave_reader() -> NoReturn:

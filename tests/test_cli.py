@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from deadcheck.cli import _left_behind
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_models"
 
@@ -376,3 +378,14 @@ def test_two_reports_do_not_go_to_one_file(model: Path) -> None:
         2, "deadcheck: error: two reports are to go to one file; name a file for each\n"
     )  # fmt: skip
     assert not (model.parent / "z").exists()
+
+
+def test_what_an_interrupt_leaves_is_said(tmp_path: Path) -> None:
+    part = tmp_path / "a.part"
+    arguments = ["scan", "net.pt", "--checkpoint", str(part)]
+
+    assert _left_behind(arguments) == "nothing was written"
+    part.write_bytes(b"")
+    assert _left_behind(arguments) == f"the same command goes on from {part}"
+    assert _left_behind(["scan", "net.pt", f"--checkpoint={part}", "-q"]) == f"the same command goes on from {part}"
+    assert _left_behind(["scan", str(part)]) == "nothing was written"

@@ -163,7 +163,7 @@ def test_the_model_is_no_place_for_its_report(tmp_path: Path) -> None:
     run = subprocess.run([*command, "-o", f"json={path}"], capture_output=True, text=True, cwd=ROOT, check=False)
 
     assert run.returncode == 2
-    assert "is the model itself" in run.stderr
+    assert "is a file that this command reads, and would be lost" in run.stderr
     assert path.read_bytes() == before
 
 
