@@ -59,6 +59,12 @@ class Operator(NamedTuple):
     """Why an activation inside it cannot be seen, where there may be one."""
 
 
+GATES_INSIDE = frozenset(
+    ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_lstm_mps", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell")
+)
+"""Operators that run a gated recurrent layer, or cell, as a whole."""
+
+
 def operator_of(func: Any) -> Operator:
     """Return what is known of an overload of an operator."""
     namespace, _, name = func.name().partition("::")

@@ -80,7 +80,10 @@ def apply_patch(model: Model, patch: str | Path | PatchPlan, *, inplace: bool = 
 
 
 def _look_for_calls(change: SiteChange, module: nn.Module) -> None:
-    """Warn where a module's own code calls no ReLU any more: calls are looked for one by one only if some are meant."""
+    """Warn where the code of a module calls no ReLU any more.
+
+    Where all its calls are meant, none is looked for by its place, and nothing else would tell.
+    """
     is_own = not type(module).__module__.startswith("torch.") and not isinstance(module, nn.ReLU)
     has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)  # which may call one
     if change.calls and is_own and not has_hooks and not mentions_relu(module):

@@ -27,7 +27,7 @@ from deadcheck.layout import SAMPLE, Flow, Weight, has
 from deadcheck.leaps import KINDS, Calls, Leaps, Runner, runner
 from deadcheck.locating import Locator, Samples
 from deadcheck.meter import Args, Meter, Pass
-from deadcheck.operators import Operator, operator_of
+from deadcheck.operators import GATES_INSIDE, Operator, operator_of
 from deadcheck.places import PLACE, RECURRENT, Place, read
 from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
@@ -348,9 +348,11 @@ class Probe:
             if isinstance(func, HigherOrderOperator):
                 return self._run_higher_order(func, args, kwargs)
             known = self._operators[func] = operator_of(func)
-            if known.unseen is not None:
-                meter.skip(str(func), known.unseen)
         name = known.name
+        if known.unseen is not None:
+            meter.skip(str(func), known.unseen)
+        elif meter.gates and name in GATES_INSIDE:
+            meter.skip(str(func), "runs a recurrent layer whole: its gates cannot be seen (--dtype float64 may help)")
         if not known.is_plain:
             if name == "_nested_tensor_from_mask_left_aligned":
                 return False  # or an encoder would run on nested tensors, which have no axes

@@ -389,3 +389,19 @@ def test_what_an_interrupt_leaves_is_said(tmp_path: Path) -> None:
     assert _left_behind(arguments) == f"the same command goes on from {part}"
     assert _left_behind(["scan", "net.pt", f"--checkpoint={part}", "-q"]) == f"the same command goes on from {part}"
     assert _left_behind(["scan", str(part)]) == "nothing was written"
+
+
+def test_a_baseline_is_renewed_from_a_report_of_the_same_name(model: Path) -> None:
+    (model.parent / "new").mkdir()
+    for place in ("base.json", "new/base.json"):
+        assert deadcheck("scan", "net.pt", "-q", "-o", f"json={place}", cwd=model.parent).returncode == 0
+
+    done = deadcheck("baseline", "write", "--report", "new/base.json", "-o", "base.json", cwd=model.parent)
+
+    assert (done.returncode, done.stderr.count("would be lost")) == (0, 0)
+
+
+def test_an_argument_too_long_for_a_file_is_no_file(model: Path) -> None:
+    done = deadcheck("scan", "net.pt", "-q", "-o", "json=a.json", "--arch-arg", f"name={'x' * 5000}", cwd=model.parent)
+
+    assert "internal error" not in done.stderr

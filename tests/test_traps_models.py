@@ -826,6 +826,9 @@ def test_gates_are_hidden_until_asked_for_and_the_output_is_a_site(layer: nn.Mod
     assert (output.key, output.stats.site.activation, output.units) == ("cell", name, 3)
     assert (output.stats.samples, output.stats.observations) == (8, 8 * steps)
     assert [site.stats.site.activation for site in full] == [*gates, name]
+    hidden = [(item.where, "its gates cannot be seen" in item.reason) for item in full.measurement.skipped]
+    assert hidden == ([] if gates else [("cell", True)])
+    assert plain.measurement.skipped == ()
     assert all(site.units == 3 for site in full)
 
 

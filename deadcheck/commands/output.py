@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,12 +65,13 @@ def check_place(what: str, path: str, argument: str | None = None) -> None:
 
 def _read_by_command(written: str) -> Iterator[str]:
     """Yield what may be a file among all that the command line names, the argument ``written`` apart."""
-    named = list(sys.argv[1:])
-    own = next((i for i, text in enumerate(named) if text.endswith(written)), None)
-    for text in named[:own] + (named[own + 1 :] if own is not None else []):
+    named = sys.argv[1:]
+    own = [i for i, text in enumerate(named) if text == written or (text.startswith("-") and text.endswith(written))]
+    for text in (text for i, text in enumerate(named) if i not in own[-1:]):
         yield from (text, text.partition("=")[2], text.rpartition(":")[0], text.rpartition("=")[2])
-        if sample := sample_beside(Path(text)):
-            yield str(sample)
+        with suppress(OSError, ValueError):  # it is no path at all
+            if sample := sample_beside(Path(text)):
+                yield str(sample)
     if settings := find_config(Path.cwd()):
         yield str(settings)
 
@@ -124,7 +125,7 @@ def publish(outcomes: Sequence[Outcome], outputs: Sequence[tuple[str, str]], loo
 def _is_same(path: str, other: str) -> bool:
     try:
         return Path(path).is_file() and Path(path).samefile(other)
-    except OSError:  # one of them does not exist
+    except (OSError, ValueError):  # one of them does not exist, or is no path at all
         return False
 
 
