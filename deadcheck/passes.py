@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from deadcheck.batch import Batch, mapped, padded, rebatched
 from deadcheck.boundary import InputWatch, OutputWatch, tensors_in
 from deadcheck.casting import FloatType, name_of
 from deadcheck.config import ScanSettings
-from deadcheck.contest import Contest
 from deadcheck.data import Batches
 from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
 from deadcheck.out_of_memory import DoesNotFit, is_lack_of_memory
@@ -43,8 +42,14 @@ LONG = 64
 SLOW = 0.04
 """Seconds of a forward pass from which on it is worth trying: two quick passes wait for one another's Python."""
 
+GAIN = 0.97
+"""Share of the time that batches take one after the other in which they have to run side by side to go on like that."""
+
 _ALONE = 3
-"""Batches that run one after the other before, whose middle time says whether it is worth trying."""
+"""Batches that run one after the other before, whose middle time is what the others are held against."""
+
+_WARM, _FEW = 4, 8
+"""Batches after which the time is taken, since each thread has things to set up, and over how many."""
 
 KEEP_EVERY = 20.0
 """Seconds between two writes of a checkpoint."""
@@ -312,7 +317,7 @@ class Passes:
                     return
                 probe.adopt(fork)
                 yield ahead
-                yield from self._in_pairs(pool, work, first.shapes, probe, (own, fork), keep)
+                yield from self._in_pairs(pool, work, first.shapes, probe, (own, fork), keep, alone)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -344,8 +349,9 @@ class Passes:
         probe: Probe,
         forks: tuple[Probe, ...],
         keep: Callable[[Probe], None],
+        alone: float,
     ) -> Generator[_Piece, None, None]:
-        """Run the batches that have these shapes two at a time, if that takes less time."""
+        """Run the batches that have these shapes two at a time, unless the first few take no less time than alone."""
         threads = torch.get_num_threads()
         half = threads // len(forks)
         free: queue.SimpleQueue[Probe] = queue.SimpleQueue()
@@ -360,19 +366,21 @@ class Passes:
             finally:
                 free.put(fork)
 
-        clock, contest = _Clock(), Contest()
+        clock, is_faster, started = _Clock(), True, 0.0
         running: deque[Future[_Piece]] = deque()
         with threads_of(half):
-            for piece in _after(running, work):
-                is_usual = piece.shapes == shapes
-                if is_usual and contest.is_together:
+            for number, piece in enumerate(_after(running, work)):
+                if piece.shapes == shapes and is_faster:
                     running.append(pool.submit(run, piece))
                     if len(running) > len(forks):
                         yield running.popleft().result()
-                    contest.started_together()
-                else:  # with other shapes it was not tried
+                    if number == _WARM:
+                        started = time.monotonic()
+                    elif number == _WARM + _FEW:
+                        is_faster = time.monotonic() - started < _FEW * alone * GAIN
+                else:  # with these shapes it was not tried
                     yield from _drained(running)
-                    with threads_of(threads), contest.alone() if is_usual else nullcontext():
+                    with threads_of(threads):
                         self._forward(piece, probe)
                     yield piece
                 if piece.ends_batch and clock.is_due():

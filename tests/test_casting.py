@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import deadcheck
-from deadcheck import cli, contest, passes
+from deadcheck import cli, passes
 from deadcheck.errors import DataError, ForwardError, UsageError
 from tests import oracle, zoo
 from tests.test_counts import differences
@@ -232,7 +232,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     torch.set_num_threads(2)
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
-    monkeypatch.setattr(contest, "GAIN", math.inf)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     beside: list[bool] = []
 
     def noted(run: passes.Passes, piece: object, probe: object, **kwargs: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from deadcheck import contest, parts, passes, pipeline, scan
+from deadcheck import parts, passes, pipeline, scan
 from deadcheck.config import ScanSettings
 from deadcheck.diagnosis import Diagnosis
 from deadcheck.errors import ForwardError
@@ -163,7 +163,7 @@ def test_a_failure_side_by_side_is_counted_once(monkeypatch: pytest.MonkeyPatch)
     model = Full()
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
-    monkeypatch.setattr(contest, "GAIN", math.inf)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     monkeypatch.setattr(passes.Passes, "_forward", noted)
     loaded = open_live(model)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadcheck import contest, parts, passes, pipeline
+from deadcheck import parts, passes, pipeline
 from deadcheck.config import ScanSettings
 from deadcheck.errors import DataError, UsageError
 from deadcheck.formats import open_live
@@ -130,7 +130,7 @@ def test_a_scan_side_by_side_is_kept_and_resumed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(passes, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(passes, "LONG", 8)
     monkeypatch.setattr(passes, "SLOW", 0.0)
-    monkeypatch.setattr(contest, "GAIN", math.inf)
+    monkeypatch.setattr(passes, "GAIN", math.inf)
     path, seen = tmp_path / "scan.part", []
 
     def watch(done: int, total: int | None) -> None:
