@@ -27,6 +27,7 @@ from deadcheck.commands import (
 )
 from deadcheck.commands.printing import leave_stdout, open_streams, print_error, print_text, stdout_failed
 from deadcheck.errors import DeadcheckError, ExitCode, internal_error
+from deadcheck.heap import collect_rarely
 
 app = typer.Typer(
     name="deadcheck",
@@ -70,6 +71,7 @@ def _common(
 def main() -> NoReturn:
     """Run the command line and exit with a code of ``ExitCode``."""
     debug = "--debug" in sys.argv
+    collect_rarely()
     if not (debug or sys.warnoptions):
         # What torch and numpy think of their own functions is nothing to the user of a file.
         warnings.filterwarnings("ignore", module=r"(torch|numpy|deadcheck)(\.|$)")

@@ -1,21 +1,41 @@
-"""Keeps the C library from handing memory back between two forward passes, only to ask for it again."""
+"""What a command does to the memory of its own process; the library leaves a user's as it is."""
 
 from __future__ import annotations
 
-import ctypes
+import atexit
+import gc
 import sys
 from contextlib import suppress
 
+_USUAL = gc.get_threshold()
+_RARE = 100_000
+"""New objects after which Python looks for garbage while the command starts."""
+
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+
+
+def collect_rarely() -> None:
+    """Have Python seldom look for garbage: imports leave none, and of torch come 300,000 objects to look through."""
+    gc.set_threshold(_RARE)
+    atexit.register(gc.freeze)  # the process ends with a look through all that is left
+
+
+def collect_as_usual() -> None:
+    """Have Python look for garbage as it does again, but not in what was imported by now."""
+    if gc.get_threshold()[0] == _RARE:  # once: what is left of one model is garbage to the next
+        gc.freeze()
+        gc.set_threshold(*_USUAL)
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the rest of this process; elsewhere nothing is done.
 
     Large blocks are mapped anew for every activation of every batch, and the kernel clears each of their pages: a tenth
-    to a fifth of a convolutional network's forward pass. For a process of our own; a user's keeps its allocator.
+    to a fifth of a convolutional network's forward pass.
     """
     if sys.platform == "linux":
+        import ctypes
+
         with suppress(OSError, AttributeError):
             library = ctypes.CDLL(None)
             library.mallopt(_MMAP_MAX, 0)

@@ -39,7 +39,7 @@ _SIDE_BY_SIDE = 2
 LONG = 64
 """Batches from which on it is worth trying: the trial takes the time of two, and may end in a no."""
 
-SLOW = 0.04
+SLOW = 0.07
 """Seconds of a forward pass from which on it is worth trying: two quick passes wait for one another's Python."""
 
 GAIN = 0.97

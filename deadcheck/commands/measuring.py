@@ -79,9 +79,10 @@ def _scan(target: Target, run: Run) -> Outcome:
 def scanned(target: Target, run: Run) -> Record:
     """Scan one model; a DeadcheckError says why it cannot be."""
     from deadcheck import pipeline
-    from deadcheck.heap import keep_freed_memory
+    from deadcheck.heap import collect_as_usual, keep_freed_memory
     from deadcheck.record import record_of
 
+    collect_as_usual()
     keep_freed_memory()
     load, path = run.reading.options(target), Path(target.path)
     # What the user's code prints is not the report.
