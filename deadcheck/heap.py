@@ -21,10 +21,12 @@ def collect_rarely() -> None:
 
 
 def collect_as_usual() -> None:
-    """Have Python look for garbage as it does again, but not in what was imported by now."""
-    if gc.get_threshold()[0] == _RARE:  # once: what is left of one model is garbage to the next
+    """Have Python look for garbage as it does again, but not in what was imported by now; before each model of many."""
+    if gc.get_threshold()[0] == _RARE:
         gc.freeze()
         gc.set_threshold(*_USUAL)
+    else:
+        gc.collect()  # what is left of the model before: an exported program refers to itself, with its weights
 
 
 def keep_freed_memory() -> None:

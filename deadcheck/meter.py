@@ -83,7 +83,6 @@ class Meter:
         *,
         level: str,
         gates: bool,
-        watch: Watch | None,
         repeats: Meter | None = None,
     ) -> None:
         self.locator = locator
@@ -101,9 +100,10 @@ class Meter:
         self.seconds = 0.0
         """Time that went into counting."""
 
+        self.watch: Watch | None = None
+
         self._follow = follow
         self._where = where
-        self._watch = watch
         self._repeats = repeats
         self._scratch = Scratch()
         self._written = kernel.WRITTEN if kernel.is_built() and kernel.writes_as_torch() else {}
@@ -111,7 +111,7 @@ class Meter:
     def fork(self, follow: Follower, where: Whereabouts, *, repeats: Meter | None) -> Meter:
         """Return one for another thread; one that ``repeats`` another raises Stopped where it counts anything else."""
         locator = self.locator.fork()
-        return Meter(follow, where, locator, level=self.level, gates=self.gates, watch=None, repeats=repeats)
+        return Meter(follow, where, locator, level=self.level, gates=self.gates, repeats=repeats)
 
     def start(self, samples: Samples, caller: FrameType) -> None:
         """Begin a forward pass that a frame runs."""
@@ -155,7 +155,7 @@ class Meter:
         As ``Follower.repeats`` it is kept short.
         """
         form, met = step.form, step.met
-        if form is None or form.func is not func or form.path != self._where.path or self._watch is not None:
+        if form is None or form.func is not func or form.path != self._where.path or self.watch is not None:
             return None
         if not self._follow.takes(form, args) or args[0].dtype is not met.dtype or self.place() != met.place:
             return None
@@ -207,8 +207,8 @@ class Meter:
 
     def pass_over(self, z: Tensor) -> None:
         """Tell who watches of an activation call that is not counted: it takes its turn among those that are."""
-        if self._watch is not None:
-            self._watch(None, z, None)
+        if self.watch is not None:
+            self.watch(None, z, None)
 
     def see_recurrent(self, kind: str, source: Any, output: Any, module: nn.Module | None = None) -> None:
         """Count the output of an LSTM or GRU as one site, and say how its axes follow from the input's."""
@@ -325,12 +325,12 @@ class Meter:
         """Run an activation on ``z`` and count its input and output, unseen: the probe's mode is off here."""
         started, counter = time.perf_counter(), self._counter(seen.record)
         is_settled = counter.is_settled
-        output = None if kwargs or is_settled or self._watch is not None else self._rectify(counter, func, args, seen)
+        output = None if kwargs or is_settled or self.watch is not None else self._rectify(counter, func, args, seen)
         if output is None:
             if not is_settled:
                 counter.see_input(z, seen.layout, seen.rows)
-            if self._watch is not None:
-                self._watch(seen.record, z, seen.flow)
+            if self.watch is not None:
+                self.watch(seen.record, z, seen.flow)
             run = time.perf_counter()
             output = func(*args, **kwargs)
             started += time.perf_counter() - run

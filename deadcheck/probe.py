@@ -43,6 +43,9 @@ _TIME_FIRST = (
     nn.RNNBase, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
 )  # fmt: skip
 
+_OF_THE_ENTERED = "_mode", "_runner"
+"""What only a probe has that is entered."""
+
 _running = threading.local()
 
 NOT_THE_MODELS.update((__file__, leaps.__file__))
@@ -63,6 +66,9 @@ class Probe:
                 model(x)
         stats = probe.stats()
     """
+
+    _mode: _Mode
+    _runner: Runner | _leaping.Runner
 
     def __init__(
         self,
@@ -91,28 +97,23 @@ class Probe:
             Locator(self._roster, unit_axes),
             level=stats,
             gates=gates,
-            watch=None if watch is None else partial(watch, self),
         )
-        self._root = self
+        self._family_of = object()
+        """Shared by the probes of one scan."""
+        self._is_fork = False
         self._forks: list[Probe] = []
         self._notes: dict[tuple[str, str], str] = {}
         self._marks: dict[str, Place] = {}
         self._operators: dict[Any, Operator] = {}
         self._failure: tuple[str, nn.Module] | None = None
-        self._mode = _Mode(self)
-        self._runner = self._make_runner()
         self._exit = ExitStack()
-
-    def _make_runner(self) -> Runner | _leaping.Runner:
-        meter = self._meter
-        calls = Calls(self._watch_call, meter.run_step, meter.pass_over_step, self._failed_unwatched)
-        return runner(self._leaps, self._follow, self._mode, meter.settled, calls)
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
             stack.enter_context(self._in_this_thread())
+            stack.enter_context(self._armed())
             stack.enter_context(module_calls.seen_by(self._runner))
-            if self._root is self:
+            if not self._is_fork:
                 stack.enter_context(nothing_fused(self.model))
                 stack.enter_context(offloaded.told(self.model, self._bring_in))
             self._exit = stack.pop_all()
@@ -122,9 +123,28 @@ class Probe:
         self._exit.close()
 
     @contextmanager
+    def _armed(self) -> Iterator[None]:
+        """Have what calls the probe, and not for longer: in a circle, all that was counted would stay when it is done.
+
+        Python looks for circles by the number of objects, and never mind their megabytes.
+        """
+        meter = self._meter
+        calls = Calls(self._watch_call, meter.run_step, meter.pass_over_step, self._failed_unwatched)
+        self._mode = _Mode(self)
+        self._runner = runner(self._leaps, self._follow, self._mode, meter.settled, calls)
+        meter.watch = None if self.watch is None else partial(self.watch, self)
+        try:
+            yield
+        finally:
+            meter.seconds += self._runner.seconds
+            meter.watch = None
+            for name in _OF_THE_ENTERED:
+                delattr(self, name)
+
+    @contextmanager
     def _in_this_thread(self) -> Iterator[None]:
         before = getattr(_running, "probe", None)
-        if before is not None and before._root is not self._root:
+        if before is not None and before._family_of is not self._family_of:
             raise ProbeError("a probe is already running in this thread; scan one model at a time")
         _running.probe = self
         try:
@@ -142,8 +162,9 @@ class Probe:
         fork._where, fork._follow, fork._leaps = self._where.fork(), self._follow.fork(), self._leaps.fork()
         fork._meter = self._meter.fork(fork._follow, fork._where, repeats=None if repeats is None else repeats._meter)
         fork.raised = fork._failure = None
-        fork._mode, fork._exit = _Mode(fork), ExitStack()
-        fork._runner = fork._make_runner()
+        fork._is_fork, fork._exit = True, ExitStack()
+        for name in _OF_THE_ENTERED:
+            vars(fork).pop(name, None)
         return fork
 
     def adopt(self, fork: Probe) -> None:
@@ -220,7 +241,8 @@ class Probe:
     @property
     def seconds(self) -> float:
         """Seconds spent in counting and in following tensors, those of all threads together."""
-        return sum(probe._meter.seconds + probe._runner.seconds for probe in self._family)
+        running = sum(probe._runner.seconds for probe in self._family if "_runner" in vars(probe))
+        return running + sum(probe._meter.seconds for probe in self._family)
 
     def unmatched(self) -> tuple[str, ...]:
         """Return a sentence for each axis that the user chose for sites which never came."""
@@ -325,7 +347,7 @@ class Probe:
 
     def _bring_in(self, absent: Tensor, weight: Tensor) -> None:
         probe = getattr(_running, "probe", None)
-        if probe is not None and probe._root is self:
+        if probe is not None and probe._family_of is self._family_of:
             probe._follow.learn(weight, self._follow.look(absent))
 
     # What every operator does to what is known of its tensors.

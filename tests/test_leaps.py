@@ -487,3 +487,14 @@ def test_every_figure_of_an_encoder_is_that_of_a_scan_that_watches_everything(
     assert [site.stats.site for site in leapt] == [site.stats.site for site in watched]
     assert all(a.stats.equals(b.stats) for a, b in zip(leapt, watched, strict=True))
     assert leapt.measurement.skipped == watched.measurement.skipped
+
+
+def test_time_is_not_counted_twice_for_a_fork_that_has_not_run() -> None:
+    model = Network().eval()
+    with Probe(model) as probe:
+        for _ in range(2):
+            with probe.batch((X,), {}, samples=len(X), first_sample=0):
+                model(X)
+        before = probe.seconds
+        probe.adopt(probe.fork())
+        assert probe.seconds == before > 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import pickle
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import deadcheck
+from deadcheck import passes, pipeline
+from deadcheck.config import ScanSettings
 from deadcheck.errors import DataError, ForwardError, ProbeError
+from deadcheck.formats.base import LoadedModel
+from deadcheck.pre_activations import PreActivations
 from deadcheck.probe import Probe
+from deadcheck.sites import ModelIdentity
+from deadcheck.stats import SiteCounter
 
 
 class Stateful(nn.Module):
@@ -203,6 +211,68 @@ def test_two_threads_do_not_disturb_one_another() -> None:
         for diagnosis in together[index]:
             assert [s.stats.zeros.tolist() for s in diagnosis] == [s.stats.zeros.tolist() for s in expected]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def left_in_cycles(run: Callable[[], object]) -> list[str]:
+    """Return the kinds of what stays in memory until Python looks for garbage, once it is warm."""
+    run()
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(item) for item in gc.get_objects()}
+        run()
+        kinds = (Tensor, Probe, SiteCounter, nn.Module)
+        return [type(x).__name__ for x in gc.get_objects() if id(x) not in before and isinstance(x, kinds)]
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def long_scans(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have two threads, and eight batches run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(passes, "LONG", 8)
+    monkeypatch.setattr(passes, "SLOW", 0.0)
+    monkeypatch.setattr(passes, "GAIN", 1e9)
+    yield
+    torch.set_num_threads(before)
+
+
+def failing_scan() -> None:
+    with pytest.raises(ForwardError):
+        deadcheck.scan(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 6))
+
+
+def watched_scan() -> None:
+    loaded = LoadedModel(WHOLE, ModelIdentity(None, None, None, "object", "object"), ())
+    settings = ScanSettings(batch_size=4)
+    watch = PreActivations()
+    pipeline.measure(loaded, pipeline.open_data(torch.randn(8, 6), settings, loaded), settings, watch=watch)
+    assert sum(counts.total for counts in watch.counts.values()) == 8 * 5
+
+
+def scan_with_lstm() -> None:
+    deadcheck.scan(nn.Sequential(nn.ReLU(), nn.LSTM(6, 5, batch_first=True)), torch.randn(8, 3, 6))
+
+
+WHOLE = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.GELU())
+
+
+@pytest.mark.usefixtures("long_scans")
+@pytest.mark.parametrize(
+    "run",
+    [
+        *(partial(deadcheck.scan, WHOLE, torch.randn(64, 6), batch_size=4, stats=x) for x in ("full", "verdict")),
+        partial(deadcheck.scan, WHOLE, torch.randn(8, 6)),
+        partial(deadcheck.scan, torch.jit.trace(WHOLE, torch.randn(2, 6)), torch.randn(8, 6)),
+        watched_scan,
+        failing_scan,
+        scan_with_lstm,
+    ],
+)
+def test_nothing_that_a_scan_counted_stays_in_memory(run: Callable[[], object]) -> None:
+    assert left_in_cycles(run) == []
 
 
 def test_a_scan_does_not_import_dynamo() -> None:
