@@ -299,6 +299,35 @@ def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, st
     return {**values, **own}, {**origins, **reader.origins}
 
 
+def files_named_in(path: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield what may be a file among the values of a configuration file, each with the name of its innermost setting.
+
+    Those of the files that it extends too, which are themselves values of ``extends``.
+    """
+    reader = _Reader(path)
+    try:
+        root = toml_root(path) if path.suffix == ".toml" else yaml_root(path)
+        own = {} if root is None else dict(reader.settings(root, SETTINGS, ""))
+    except ConfigError:  # whoever reads its settings says so
+        return
+    yield from _texts("", own)
+    base = own.get("extends")
+    if base is not None and base not in PRESETS and depth < _MAX_EXTENDS:
+        yield from files_named_in(Path(base), depth + 1)
+
+
+def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Yield every text in rows and mappings with the name under which it stands."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(name, item)
+
+
 class _Reader:
     """Turns nodes into settings, gathering faults with their lines."""
 

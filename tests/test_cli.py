@@ -371,6 +371,37 @@ def test_no_file_that_a_command_reads_is_written_over(arguments: tuple[str, ...]
     assert (model.parent / lost).read_bytes() == before
 
 
+@pytest.mark.parametrize("form", ["found", "named", "extended", "toml"])
+@pytest.mark.parametrize("lost", ["x.npy", "base.json", "arch.py"])
+def test_no_file_that_the_settings_name_is_written_over(lost: str, form: str, model: Path) -> None:
+    folder = model.parent
+    for name in ("arch.py", "base.json"):
+        (folder / name).write_text(name)
+    np.save(folder / "x.npy", np.zeros((300, 4), np.float32))
+    settings = "scan: {data: x.npy}\nmodels: [{path: net.pt, arch: 'arch.py:build', baseline: base.json}]\n"
+    place = {"found": "deadcheck.yaml", "toml": "pyproject.toml"}.get(form, "other.cfg")
+    (folder / place).write_text(settings)
+    if form == "extended":
+        (folder / "deadcheck.yaml").write_text("extends: other.cfg\n")
+    if form == "toml":
+        rows = "[[tool.deadcheck.models]]\npath = 'net.pt'\narch = 'arch.py:build'\nbaseline = 'base.json'\n"
+        (folder / place).write_text(f"[tool.deadcheck.scan]\ndata = 'x.npy'\n{rows}")
+    before = (folder / lost).read_bytes()
+
+    done = deadcheck("gate", "-o", f"json={lost}", *["--config=other.cfg"] * (form == "named"), cwd=folder)
+
+    assert done.returncode == 2
+    assert f"'{lost}' is a file that this command reads, and would be lost; name another file" in done.stderr
+    assert (folder / lost).read_bytes() == before
+
+
+def test_a_baseline_that_the_settings_name_is_renewed(model: Path) -> None:
+    (model.parent / "deadcheck.yaml").write_text("models: [{path: net.pt, baseline: base.json}]\n")
+    for _ in range(2):
+        done = deadcheck("baseline", "write", "net.pt", "-o", "base.json", cwd=model.parent)
+        assert (done.returncode, done.stderr.count("would be lost")) == (0, 0)
+
+
 def test_two_reports_do_not_go_to_one_file(model: Path) -> None:
     done = deadcheck("gate", "net.pt", "-o", "json=z", "-o", "sarif=./z", cwd=model.parent)
 

@@ -41,7 +41,7 @@ def write_baseline(source: Source, output: Path | None, *, accept_worse: bool, q
     place = output or baseline_for(name, config)
     if place is None:
         raise UsageError("where should the baseline go? add -o baseline.json, or name it in deadcheck.yaml")
-    check_place(f"-o {str(place)!r}", str(place), str(place))
+    check_place(f"-o {str(place)!r}", str(place), str(place), is_baseline=True)
     if place.exists() and not accept_worse:
         comparison = compare(read_report(place), record)
         _refuse_other(place, comparison, "--accept-worse replaces it all the same")

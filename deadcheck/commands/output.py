@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deadcheck.commands.printing import print_error, print_text
-from deadcheck.config import find_config
+from deadcheck.config import files_named_in, find_config
 from deadcheck.errors import UsageError
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
 from deadcheck.safe_text import plain
@@ -47,10 +48,11 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
     return sorted(outputs, key=lambda output: output[1] == "-")
 
 
-def check_place(what: str, path: str, argument: str | None = None) -> None:
+def check_place(what: str, path: str, argument: str | None = None, *, is_baseline: bool = False) -> None:
     """Refuse a path that no file can be written to, or must not be, before any work is done.
 
-    ``argument`` is how the command line names it, for what is written anew: no other file that it names may be lost.
+    ``argument`` is how the command line names it, for what is written anew: no other file that it or the settings name
+    may be lost. A baseline takes the place of the one that the settings name.
     """
     try:
         if not Path(path).resolve().parent.is_dir():
@@ -59,21 +61,28 @@ def check_place(what: str, path: str, argument: str | None = None) -> None:
             raise UsageError(f"{what}: {path!r} is a folder; name a file in it")
     except OSError as error:
         raise UsageError(f"{what}: cannot write to {path!r} ({error.strerror}); choose another place") from error
-    if argument is not None and any(_is_same(path, other) for other in _read_by_command(argument)):
+    if argument is not None and any(_is_same(path, other) for other in _read_by_command(argument, is_baseline)):
         raise UsageError(f"{what}: {path!r} is a file that this command reads, and would be lost; name another file")
 
 
-def _read_by_command(written: str) -> Iterator[str]:
-    """Yield what may be a file among all that the command line names, the argument ``written`` apart."""
+def _read_by_command(written: str, is_baseline: bool) -> Iterator[str]:
+    """Yield what may be a file among all that the command line and the settings name, but for the one ``written``."""
     named = sys.argv[1:]
     own = [i for i, text in enumerate(named) if text == written or (text.startswith("-") and text.endswith(written))]
-    for text in (text for i, text in enumerate(named) if i not in own[-1:]):
+    read = [text for i, text in enumerate(named) if i not in own[-1:]]
+    for file in _settings_of(named):
+        read += [str(file), *(text for name, text in files_named_in(file) if not (is_baseline and name == "baseline"))]
+    for text in read:
         yield from (text, text.partition("=")[2], text.rpartition(":")[0], text.rpartition("=")[2])
         with suppress(OSError, ValueError):  # it is no path at all
             if sample := sample_beside(Path(text)):
                 yield str(sample)
-    if settings := find_config(Path.cwd()):
-        yield str(settings)
+
+
+def _settings_of(named: Sequence[str]) -> Iterator[Path]:
+    """Yield the configuration files that a command line names, or else the one that is found."""
+    given = re.findall(r"(?:^|\0)--config[=\0]([^\0]+)", "\0".join(named))
+    yield from map(Path, given or filter(None, [find_config(Path.cwd())]))
 
 
 def look_of(
