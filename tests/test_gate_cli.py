@@ -347,6 +347,40 @@ def test_a_finished_report_is_judged_without_torch(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    ["--data x.npy", "--batch-size 4", "--max-samples 9", "--trust", "--arch a.py:b", "--allow-class a:B", "--gates",
+     "--stats verdict", "--units fc=1", "--input-shape 3", "--key model", "--seed 3", "--allow-nonfinite"],
+)  # fmt: skip
+def test_what_says_how_to_measure_is_refused_beside_a_finished_report(project: Path, given: str) -> None:
+    report(project, "r")
+    run = deadcheck("gate", "--report", "r.json", *given.split(), cwd=project)
+
+    flag = given.split()[0]
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        f"deadcheck: error: {flag} says how to measure a model, and a report (--report) is measured; "
+        f"leave {flag} out, or name the model in the place of the report\n"
+    )
+
+
+def test_a_baseline_from_a_report_refuses_what_says_how_to_measure(project: Path) -> None:
+    report(project, "r")
+    run = deadcheck("baseline", "write", "--report", "r.json", "--data", "x.npy", "-o", "b.json", cwd=project)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "--data says how to measure a model" in run.stderr
+    assert not (project / "b.json").exists()
+
+
+def test_limits_are_taken_beside_a_finished_report(project: Path) -> None:
+    report(project, "r")
+    given = ["--max-layer-dead", "0.5", "--min-samples", "1", "--compare", "rates", "-b", "r.json", "--exit-zero"]
+    run = deadcheck("gate", "--report", "r.json", *given, cwd=project)
+
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
     "command",
     ["gate --report r.json", "report r.json -f sarif", "diff r.json r.json", "baseline write --report r.json -o b.json",
      "baseline prune r.json --report r.json", "config show", "schema", "rule DC003", "init", "gate --help"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deadcheck.baseline import pruned, trimmed, worse
-from deadcheck.commands.inputs import baseline_for, settings, targets_of
+from deadcheck.commands.inputs import baseline_for, refuse_measuring, settings, targets_of
 from deadcheck.commands.measuring import Reading, Run, scanned
 from deadcheck.commands.output import check_place, write
 from deadcheck.commands.printing import print_text
@@ -73,6 +73,11 @@ def _scan(source: Source, config: Config, *, quiet: bool, debug: bool) -> tuple[
     if (source.report is None) == (source.model is None) and (source.report is not None or len(config.models) != 1):
         raise UsageError("name either a model or a report: deadcheck baseline write MODEL, or --report REPORT.json")
     if source.report is not None:
+        how = source.reading
+        refuse_measuring(
+            {"data": source.data, "arch": how.arch, "arch_arg": how.arch_args, "allow_class": how.allow_classes,
+             "key": how.key, "trust": how.trust}
+        )  # fmt: skip
         record = read_report(source.report)
         name = record.model.path
     else:

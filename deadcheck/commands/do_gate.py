@@ -109,7 +109,7 @@ def gate(
     the rules.
     """
     from deadcheck.commands.gating import gated
-    from deadcheck.commands.inputs import settings, shape_of, sizes, unit_axes
+    from deadcheck.commands.inputs import refuse_measuring, settings, shape_of, sizes, unit_axes
     from deadcheck.commands.measuring import Reading, Run
     from deadcheck.commands.output import look_of, outputs_of, publish
     from deadcheck.reports import worst_code
@@ -127,6 +127,9 @@ def gate(
         "policy.max_new_dead": max_new_dead, "policy.max_worse": max_worse,
         "policy.compare": compare, "policy.min_samples": min_samples,
     }  # fmt: skip
+    if report and not models:
+        reading = {"arch": arch, "arch_arg": arch_arg, "allow_class": allow_class, "key": key, "trust": trust}
+        refuse_measuring({**flags, **reading})
     run = Run(
         settings(config, flags), Reading(arch, arch_arg or (), allow_class or (), key, trust=trust), baseline,
         per_unit=per_unit, quiet=quiet, debug=debug,

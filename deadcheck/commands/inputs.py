@@ -112,3 +112,15 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--input-shape {text!r} is not a shape; write --input-shape 3,32,32 (without the batch axis)")
     return tuple(int(part) for part in parts)
+
+
+def refuse_measuring(flags: Mapping[str, object]) -> None:
+    """Refuse flags, by setting or name, that say how to measure: a finished report stays as it is."""
+    given = [name for name, value in flags.items() if value not in (None, False, [], ())]
+    measuring = [name for name in given if not name.startswith("policy.")]
+    if measuring:
+        flag = "--" + measuring[0].removeprefix("scan.").replace("_", "-")
+        raise UsageError(
+            f"{flag} says how to measure a model, and a report (--report) is measured; leave {flag} out, or name the "
+            "model in the place of the report"
+        )
