@@ -15,10 +15,13 @@ _MAX_LETTERS = 32 << 20
 """Letters in all paths together."""
 
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
-WRAPPERS = frozenset(
-    ("torch.nn.parallel.data_parallel.DataParallel", "torch.nn.parallel.distributed.DistributedDataParallel", _COMPILED)
-)
-"""Classes around a model of which only the model is read."""
+WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    _COMPILED: "_orig_mod",
+}
+"""Classes around a model of which only the model is read or run -> the attribute that holds it."""
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -65,7 +68,7 @@ def inner(node: Inert) -> Inert | None:
     if node.name == _COMPILED:  # it pickles as a call with the model and what compiled it
         child = node.args[0] if isinstance(node.args, tuple) and node.args else None
     else:
-        child = dict(_children(node)).get("module")
+        child = dict(_children(node)).get(WRAPPERS[node.name])
     return child if isinstance(child, Inert) else None
 
 

@@ -18,7 +18,8 @@ from deadcheck.module_tree import is_module
 from deadcheck.pickles import Global, Inert
 from deadcheck.safe_text import brief
 
-_WRAPPERS = ("module.", "_orig_mod.")
+_AVERAGED = "n_averaged"
+"""How many weights a ``torch.optim.swa_utils.AveragedModel`` is the mean of."""
 _OPTIMISER = ("param_groups", "state")
 
 LARGE = 256 << 20
@@ -151,6 +152,8 @@ def _fitted(state: dict[str, Any], wanted: set[str]) -> tuple[dict[str, Any], st
     state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in wanted}
     if set(state) == wanted:
         return state, None, []
+    if _AVERAGED not in wanted and all(name.startswith("module.") for name in state if name != _AVERAGED):
+        state.pop(_AVERAGED, None)
     steps: list[tuple[str, Callable[[str], str]]] = [
         ("_orig_mod.", lambda name: name.replace("_orig_mod.", "")),
         ("module.", lambda name: name.removeprefix("module.")),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deadcheck.callsites import found_again
 from deadcheck.errors import PatchError
+from deadcheck.passes import held_in
 from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.relu_calls import mentions_relu
 from deadcheck.rewriting.base import Made, Subject
@@ -22,8 +23,6 @@ from deadcheck.scripted import Program
 from deadcheck.sites import Skipped
 from deadcheck.stand_ins import KEEPS_FUNCTION, CannotStandInError, ceiling_of, keeps_relu, module_for, stand_in
 from deadcheck.substitute import Group, Key, Rule, Turns, can_substitute, original_class, substitute
-
-_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 class ModuleTree(Subject):
@@ -67,9 +66,9 @@ def rewrite(model: nn.Module, plan: PatchPlan) -> Rewritten:
 
     PatchError, with nothing changed yet, where the model is not one that the plan was made for.
     """
-    for kind, attribute in _WRAPPERS.items():
-        if type(model).__name__ == kind:
-            raise PatchError(f"the model is wrapped in {kind}; patch the model inside it (.{attribute}), then wrap it")
+    if (holder := held_in(model)) is not None:
+        kind = type(model).__name__
+        raise PatchError(f"the model is wrapped in {kind}; patch the model inside it (.{holder}), then wrap it")
     _check(model, plan)
     tree = _Tree(model, plan)
     for change in plan.sites:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import deadcheck
 from deadcheck import LoadOptions
@@ -83,6 +84,18 @@ def test_a_prefix_is_stripped_and_said(prefix: str, tmp_path: Path) -> None:
     assert zeros(found) == zeros(deadcheck.scan(net(), batch()))
     said = [note for note in found.measurement.warnings if "was stripped from the names of the weights" in note]
     assert len(said) == prefix.count(".")
+
+
+def test_the_state_of_an_averaged_model_is_that_of_the_model(tmp_path: Path) -> None:
+    found = scan(AveragedModel(net()).state_dict(), tmp_path)
+
+    assert zeros(found) == zeros(deadcheck.scan(net(), batch()))
+    assert "the prefix 'module.' was stripped from the names of the weights" in found.measurement.warnings
+
+
+def test_a_count_of_the_models_own_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match="1 unexpected in the file: 'n_averaged'"):
+        scan({**net().state_dict(), "n_averaged": torch.tensor(3)}, tmp_path)
 
 
 def test_averaged_weights_beside_the_others_are_a_choice(tmp_path: Path) -> None:

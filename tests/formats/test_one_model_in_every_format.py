@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import deadcheck
 from deadcheck import Diagnosis, LoadOptions
@@ -155,7 +156,9 @@ def test_weights(eager: dict[str, Diagnosis], tmp_path: Path, model: str, save: 
     same_sites(eager[model], diagnosis)
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "data-parallel"])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, nn.DataParallel, AveragedModel], ids=["plain", "data-parallel", "averaged"]
+)
 def test_whole_module(eager: dict[str, Diagnosis], tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     torch.save(wrap(trained("cnn")), tmp_path / "m.pt")
 
