@@ -14,7 +14,7 @@ from deadcheck.diagnosis import Verdict
 from deadcheck.policy import Compare, Level, Policy
 from deadcheck.ranges import Ranges, count
 from deadcheck.record import STUCK, Record, SiteRecord
-from deadcheck.shares import exceeds, percent, reaches, spelled
+from deadcheck.shares import exceeds, number_of, percent, reaches, spelled
 
 _OFF = (Verdict.DEAD, Verdict.SILENT)
 
@@ -168,7 +168,7 @@ def of_layer(case: Case, site: SiteRecord) -> Iterator[Breach]:
 def _unsettled(case: Case, site: SiteRecord) -> Iterator[Breach]:
     """Say that a layer cannot be judged, where a limit would be broken by units that too few samples reached."""
     if any(item.level == "error" for item in (*_layer_share(case, site), *_layer_change(case, site))):
-        yield finding("too-few-samples", site.key, f"only {site.samples:,} samples reached this layer, "
+        yield finding("too-few-samples", site.key, f"only {number_of(site.samples, 'sample')} reached this layer, "
                        f"{case.enough:,} are needed to judge it", level="inconclusive")  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from deadcheck.confidence import firing_bound, never_fired_bound, settled_below
 from deadcheck.config import Thresholds
 from deadcheck.ranges import ranges_of
-from deadcheck.shares import reaches
+from deadcheck.shares import number_of, reaches
 from deadcheck.sites import UNKNOWN, Family, InputSummary, IntArray, Measurement, SiteStats
 
 
@@ -279,9 +279,10 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         data, model = self.measurement.data, self.measurement.model
+        sites = number_of(len(self.sites), "site")
         lines = [
-            f"Diagnosis of {model.path or 'a live module'} on {data.samples:,} samples of {data.source}",
-            f"  {self.dead:,} dead and {self.silent:,} silent of {self.units:,} units in {len(self.sites)} sites",
+            f"Diagnosis of {model.path or 'a live module'} on {number_of(data.samples, 'sample')} of {data.source}",
+            f"  {self.dead:,} dead and {self.silent:,} silent of {self.units:,} units in {sites}",
         ]
         for site in self.worst()[:5]:
             named = ", ".join(f"{count:,} {v.value}" for v, count in site.counts.items() if count)
@@ -388,7 +389,7 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
     if measurement.output_constant:
         yield Finding(
             "output-constant", "error", "",
-            f"the model gave the same output for all {measurement.data.samples} samples; check data and weights",
+            f"the model gave the same output for all {measurement.data.samples:,} samples; check data and weights",
         )  # fmt: skip
     silent = sum(site.counts[Verdict.SILENT] for site in sites)
     if silent:
@@ -396,8 +397,8 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
         samples = min(site.stats.samples for site in sites if site.counts[Verdict.SILENT])
         yield Finding(
             "too-few-samples", "warning", "",
-            f"{silent:,} unit{'s' * (silent > 1)} never fired, and {samples:,} samples are too few to call one dead; "
-            f"{limits.n_star - samples:,} more would settle it",
+            f"{number_of(silent, 'unit')} never fired, and {number_of(samples, 'sample')} are too few to call one "
+            f"dead; {limits.n_star - samples:,} more would settle it",
         )  # fmt: skip
     if measurement.env.stats in _LESS:
         level, message = _LESS[measurement.env.stats]

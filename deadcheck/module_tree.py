@@ -63,6 +63,11 @@ def is_module(value: Any) -> bool:
     return (isinstance(value.state, dict) and "_parameters" in value.state) or value.name == _COMPILED
 
 
+def held_in(module: object) -> str | None:
+    """Return the attribute in which a wrapper that is built holds the model; None for any other module."""
+    return WRAPPERS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
 def inner(node: Inert) -> Inert | None:
     """Return the model inside a wrapper."""
     if node.name == _COMPILED:  # it pickles as a call with the model and what compiled it

@@ -25,6 +25,7 @@ from deadcheck.boundary import InputState, OutputWatch
 from deadcheck.errors import DataError, NothingMeasured, UsageError, first_line
 from deadcheck.settings import STATS
 from deadcheck.shard import Shard
+from deadcheck.shares import number_of
 from deadcheck.sites import (
     NEVER_RAN,
     SUMS,
@@ -344,4 +345,5 @@ def _listed(keys: Sequence[str]) -> str:
 def _no_activation(samples: int, skipped: Sequence[Skipped]) -> str:
     seen = ", ".join(sorted({item.what for item in skipped})[:5])
     hint = f"; not measured: {seen}" if seen else ""
-    return f"no activation ran in {samples} samples, so there is nothing to judge{hint}; is this the model you meant?"
+    ran = f"no activation ran in {number_of(samples, 'sample')}, so there is nothing to judge"
+    return f"{ran}{hint}; is this the model you meant?"

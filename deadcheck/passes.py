@@ -23,7 +23,7 @@ from deadcheck.casting import FloatType, name_of
 from deadcheck.config import ScanSettings
 from deadcheck.data import Batches
 from deadcheck.errors import DeadcheckError, ForwardError, UsageError, first_line
-from deadcheck.module_tree import WRAPPERS
+from deadcheck.module_tree import held_in
 from deadcheck.out_of_memory import DoesNotFit, is_lack_of_memory
 from deadcheck.preserve import Held, Randomness
 from deadcheck.probe import Probe
@@ -468,11 +468,6 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while (holder := held_in(module)) is not None and (inner := module._modules.get(holder)) is not None:
         module = inner
     return module
-
-
-def held_in(module: nn.Module) -> str | None:
-    """Return the attribute in which a wrapper of torch holds the model; None for any other module."""
-    return WRAPPERS.get(f"{type(module).__module__}.{type(module).__qualname__}")
 
 
 def entry_of(module: nn.Module, call: str) -> Callable[..., Any]:

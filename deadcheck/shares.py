@@ -1,4 +1,4 @@
-"""Shares of units: read exactly, compared as whole numbers, spelled without a false 0 % or 100 %."""
+"""Numbers and shares of units: read exactly, compared as whole numbers, spelled without a false 0 % or 100 %."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def share(text: str) -> Fraction:
     if number > 1:
         raise UsageError(f"{text!r} is not a share; write it as 5% or 0.05")
     return number
+
+
+def number_of(number: int, thing: str) -> str:
+    """Spell a number of things: ``1 layer``, ``1,024 layers``."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def exceeds(part: int, whole: int, limit: Fraction) -> bool:

@@ -496,7 +496,7 @@ def test_a_project_is_judged_by_its_file(project: Path) -> None:
     run = deadcheck("gate", "-f", "json", cwd=nets)
 
     assert [w.returncode for w in written] == [0, 0], written
-    assert "base/b.json: 5 of 8 units (62.5%) are accepted as stuck, in 1 layers" in written[1].stdout
+    assert "base/b.json: 5 of 8 units (62.5%) are accepted as stuck, in 1 layer" in written[1].stdout
     assert run.returncode == 1
     reports = parsed(run)["reports"]
     assert [part["status"] for part in reports] == ["pass", "fail"]
@@ -588,7 +588,7 @@ def test_a_pruned_baseline_does_not_let_healed_units_die_again(project: Path) ->
     pruned = deadcheck("baseline", "prune", "b.json", "--report", healed, cwd=project)
 
     assert (before, pruned.returncode) == (0, 0)
-    assert "6 units came back and are accepted no longer" in pruned.stdout
+    assert "6 units came back, no longer accepted as stuck" in pruned.stdout
     assert deadcheck(*gate, old, cwd=project).returncode == 1
     assert deadcheck(*gate, healed, cwd=project).returncode == 0
 
@@ -626,7 +626,7 @@ def test_diff_shows_what_died_and_what_came_back(project: Path) -> None:
     assert run.returncode == 0
     assert " ".join(run.stdout.split()).count("features.1 100 10 10.0% 13 13.0% 8 5") == 1
     assert "newly stuck: units 40-47" in run.stdout
-    assert "8 units newly stuck, 5 came back; 0 layers are as they were" in run.stdout
+    assert "8 units newly stuck, 5 came back; 0 layers unchanged" in run.stdout
     assert document["layers"][0]["newly_stuck"] == [[40, 47]]
     assert document["layers"][0]["back"] == [[0, 4]]
     assert "| `features.1` | 100 | 10 | 13 | 8 | 5 |" in markdown.stdout

@@ -18,7 +18,7 @@ from deadcheck.record import STUCK, Record
 from deadcheck.reports import REPORTS, Outcome, RenderOptions
 from deadcheck.reports.from_json import read_report
 from deadcheck.safe_text import shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _NAMED = 5
 
@@ -49,7 +49,7 @@ def write_baseline(source: Source, output: Path | None, *, accept_worse: bool, q
         if grown:
             lost = [f"{c.key}: {c.before:,} units stuck then, {c.after:,} now, {count(c.newly_stuck):,} of them new"
                     for c in grown[:_NAMED]]  # fmt: skip
-            lost += [f"and {len(grown) - _NAMED:,} more layers"] if len(grown) > _NAMED else []
+            lost += [f"and {number_of(len(grown) - _NAMED, 'more layer')}"] if len(grown) > _NAMED else []
             _say(f"{place} is better, so it was left as it is; --accept-worse replaces it", *lost)
             return ExitCode.FAILED
     _save(place, trimmed(record))
@@ -65,7 +65,7 @@ def prune_baseline(source: Source, place: Path, *, quiet: bool, debug: bool) -> 
     _refuse_other(place, comparison, "write it again instead")
     healed = sum(count(change.back) for change in comparison.layers)
     _save(place, trimmed(pruned(old, comparison.layers)))
-    _say(f"{healed:,} units came back and are accepted no longer")
+    _say(f"{number_of(healed, 'unit')} came back, no longer accepted as stuck")
     return ExitCode.PASSED
 
 
@@ -88,8 +88,9 @@ def _scan(source: Source, config: Config, *, quiet: bool, debug: bool) -> tuple[
     if record.data.synthetic:
         raise NothingMeasured("a scan on random numbers is no baseline; give real samples with --data")
     if not record.sites or record.data.samples < record.thresholds.n_star:
+        samples = number_of(record.data.samples, "sample")
         raise NothingMeasured(
-            f"{len(record.sites):,} layers on {record.data.samples:,} samples are no baseline; it takes "
+            f"{number_of(len(record.sites), 'layer')} on {samples} are no baseline; it takes "
             f"{record.thresholds.n_star:,} samples to tell dead units"
         )
     return name, record
@@ -104,7 +105,7 @@ def _save(place: Path, record: Record) -> None:
     write(str(place), REPORTS["json"]([Outcome(record.model.path, record)], RenderOptions()), "baseline")
     stuck = record.count(*STUCK)
     _say(f"{place}: {stuck:,} of {record.units:,} units ({percent(stuck, record.units)}) are accepted as stuck, in "
-         f"{len(record.sites):,} layers")  # fmt: skip
+         f"{number_of(len(record.sites), 'layer')}")  # fmt: skip
 
 
 def _say(head: str, *lines: str) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from deadcheck.curve import BINS, HIGH, LOW, Curve
 from deadcheck.reports.base import RenderOptions
 from deadcheck.safe_text import shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
@@ -35,8 +35,8 @@ def render(curve: Curve, options: RenderOptions) -> str:
 def words(curve: Curve) -> Iterator[str]:
     """Say what the picture shows."""
     below = percent(curve.negative, curve.total)
-    sites = f"{curve.sites:,} site{'s' * (curve.sites != 1)}"
-    yield f"above: {curve.replacement}; below: the inputs of {sites} over {curve.samples:,} samples"
+    sites = number_of(curve.sites, "site")
+    yield f"above: {curve.replacement}; below: the inputs of {sites} over {number_of(curve.samples, 'sample')}"
     yield f"{below} of the inputs are below 0, where a ReLU gives 0 and lets no gradient through"
     outside = [
         f"{percent(count, curve.total)} {side}"

@@ -13,7 +13,7 @@ from deadcheck.ranges import count, listed
 from deadcheck.reports.as_markdown import code_span
 from deadcheck.reports.base import RenderOptions, status_of
 from deadcheck.safe_text import inert, shortened, shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _MOST = 30
 
@@ -56,10 +56,10 @@ def as_text(diff: Diff, options: RenderOptions) -> str:
     if chosen:
         lines += ["", *_columns(chosen, options)]
     if len(chosen) < len(changed):
-        lines.append(f"and {len(changed) - len(chosen):,} more layers (--limit shows more)")
+        lines.append(f"and {number_of(len(changed) - len(chosen), 'more layer')} (--limit shows more)")
     same = len(diff.comparison.layers) - len(changed)
     new, back = (sum(count(getattr(c, name)) for c in changed) for name in ("newly_stuck", "back"))
-    lines += ["", f"{new:,} units newly stuck, {back:,} came back; {same:,} layers are as they were"]
+    lines += ["", f"{number_of(new, 'unit')} newly stuck, {back:,} came back; {number_of(same, 'layer')} unchanged"]
     text = inert("\n".join(line.rstrip() for line in lines)) + "\n"
     return text if options.unicode else text.encode("ascii", "backslashreplace").decode("ascii")
 
@@ -106,7 +106,7 @@ def as_markdown(diff: Diff, options: RenderOptions) -> str:
         )
     left = len(changed) - len(changed[: options.limit or _MOST])
     same = len(diff.comparison.layers) - len(changed)
-    lines += ["", f"{same:,} layers are as they were" + (f", {left:,} more changed" if left else "") + "."]
+    lines += ["", f"{number_of(same, 'layer')} unchanged" + (f", {left:,} more changed" if left else "") + "."]
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from deadcheck.errors import ExitCode
 from deadcheck.record import Record
 from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.safe_text import shortened, shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _MOST_BYTES = 60_000
 """A comment may have 65,536 characters; a step summary 1 MiB."""
@@ -69,7 +69,9 @@ def _head(outcome: Outcome) -> Iterator[str]:
     if record is None:
         return
     judged = len(record.sites) if outcome.gate is None else outcome.gate.judged
-    parts = [f"{judged:,} layers on {record.data.samples:,} samples of {code_span(record.data.source)}"]
+    parts = [
+        f"{number_of(judged, 'layer')} on {number_of(record.data.samples, 'sample')} of {code_span(record.data.source)}"
+    ]
     if outcome.gate is not None and outcome.gate.baseline:
         parts.append(f"against {code_span(outcome.gate.baseline)}")
     yield ", ".join(parts)

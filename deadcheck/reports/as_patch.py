@@ -17,7 +17,7 @@ from deadcheck.patch_result import Drift, PatchResult, SiteEffect
 from deadcheck.reports.base import RenderOptions
 from deadcheck.reports.terminal import drawn
 from deadcheck.safe_text import shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _ALIKE = 6
 """Skipped sites that are spelled out for each reason; the others are counted."""
@@ -54,9 +54,10 @@ class _Report:
         seen = result.before.measurement if result.before is not None else None
         if seen is not None:
             made = ", synthetic" if seen.data.synthetic else ""
-            self._print(f"  data    {seen.data.source}: {seen.data.samples:,} samples{made}, {seen.env.device}", "dim")
+            samples = number_of(seen.data.samples, "sample")
+            self._print(f"  data    {seen.data.source}: {samples}{made}, {seen.env.device}", "dim")
         which = "dead units alone" if any(site.change.units for site in result.sites) else "every unit"
-        sites = f"{len(result.sites):,} site{'s' * (len(result.sites) != 1)}"
+        sites = number_of(len(result.sites), "site")
         self._print(f"  change  ReLU {self._to} {result.plan.replacement} at {sites}, {which}", "dim")
 
     def print_sites(self) -> None:
@@ -102,15 +103,14 @@ class _Report:
         search = self._result.search
         if search is None:
             return
-        self._print(
-            f"\nslope chosen on {search.samples:,} samples so that outputs move by {search.tolerance:.2%} at most:"
-        )
+        samples = number_of(search.samples, "sample")
+        self._print(f"\nslope chosen on {samples} so that outputs move by {search.tolerance:.2%} at most:")
         for alpha, drift in search.steps:
             chosen = "  chosen" if alpha == search.alpha else ""
             self._part(f"{alpha:<10.3g} {drift:>8.2%}{chosen}", "" if chosen else "dim")
         if search.verified_drift is not None:
             self._print(
-                f"on {search.verified_samples:,} samples that a search did not see, its slope moved them by "
+                f"on {number_of(search.verified_samples, 'sample')} that a search did not see, its slope moved them by "
                 f"{search.verified_drift:.2%}"
             )
         else:
@@ -136,7 +136,7 @@ class _Report:
     def _print_dead(self, dead: int, pairs: Sequence[tuple[SiteDiagnosis, SiteDiagnosis]]) -> None:
         now = sum(new.counts[Verdict.DEAD] for _, new in pairs)
         below = sum(new.counts[Verdict.NEGATIVE_ONLY] for _, new in pairs)
-        line = f"\n{dead:,} dead units {self._to} {now:,}"
+        line = f"\n{number_of(dead, 'dead unit')} {self._to} {now:,}"
         more = f"; {below:,} units still never rise above 0, and pass on what is below" if below else ""
         self._print(line + more, "bold")
         reach = [site.gradient for site in self._result.sites if site.gradient is not None]
@@ -212,7 +212,7 @@ def _function(result: PatchResult) -> str:
 
 def drift_lines(drift: Drift, to: str) -> list[str]:
     """Spell how far the outputs moved."""
-    moved = f"outputs moved by {share(drift.relative)} (mean over {drift.samples:,} samples)"
+    moved = f"outputs moved by {share(drift.relative)} (mean over {number_of(drift.samples, 'sample')})"
     lines = [f"{moved}, one number by {drift.largest:.3g} at most"]
     if drift.nonfinite:
         lines.append(f"{drift.nonfinite:,} numbers of the output became NaN or infinite")

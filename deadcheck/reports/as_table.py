@@ -19,7 +19,7 @@ from deadcheck.reports.base import Outcome, RenderOptions
 from deadcheck.reports.strip import legend, strip
 from deadcheck.reports.terminal import drawn
 from deadcheck.safe_text import shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _OTHERS = (
     Verdict.INVALID, Verdict.NEGATIVE_ONLY, Verdict.SATURATED, Verdict.RARE, Verdict.FAINT, Verdict.ALWAYS_ON,
@@ -81,7 +81,7 @@ class _Report:
         parts = dict.fromkeys((model.format, how.get(model.read, model.read)))
         self._print(f"  model  {', '.join(parts)}", "dim")
         made = ", synthetic" if data.synthetic else ""
-        samples = f"{data.samples:,} sample{'s' * (data.samples != 1)}"
+        samples = number_of(data.samples, "sample")
         self._print(f"  data   {data.source}: {samples}{made}, {env.device}, {env.dtype}", "dim")
 
     def print_sites(self) -> None:

@@ -12,7 +12,7 @@ from deadcheck.ranges import count, listed
 from deadcheck.record import STUCK, Record
 from deadcheck.reports.base import Outcome, RenderOptions, worst_code
 from deadcheck.safe_text import inert, shown
-from deadcheck.shares import percent
+from deadcheck.shares import number_of, percent
 
 _MOST = 30
 """Findings that are spelled out for one model when no limit is given."""
@@ -104,7 +104,7 @@ class _Page:
         if gate is not None:
             ignored = sum(not item.active for item in gate.findings)
             for number, name in ((gate.number("error"), "error"), (gate.number("warning"), "warning")):
-                parts += [f"{number:,} {name}{'s' * (number > 1)}"] if number else []
+                parts += [number_of(number, name)] if number else []
             parts += [f"{ignored:,} ignored"] if ignored else []
             codes = [item.rule for item in gate.findings if item.active and item.level in ("error", "inconclusive")]
             parts += [f"'deadcheck rule {codes[0]}' says more"] if codes else []
@@ -126,7 +126,7 @@ class _Page:
 
 def _head(outcome: Outcome, record: Record) -> str:
     judged = len(record.sites) if outcome.gate is None else outcome.gate.judged
-    parts = [f"{judged:,} layer{'s' * (judged != 1)} on {record.data.samples:,} samples of {record.data.source}"]
+    parts = [f"{number_of(judged, 'layer')} on {number_of(record.data.samples, 'sample')} of {record.data.source}"]
     if outcome.gate is not None and outcome.gate.baseline:
         parts.append(f"against {outcome.gate.baseline}")
     return ", ".join(parts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deadcheck.callsites import found_again
 from deadcheck.errors import PatchError
-from deadcheck.passes import held_in
+from deadcheck.module_tree import held_in
 from deadcheck.patch_plan import Kind, PatchPlan, Replacement, SiteChange
 from deadcheck.relu_calls import mentions_relu
 from deadcheck.rewriting.base import Made, Subject
