@@ -116,7 +116,7 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
 
 def refuse_measuring(flags: Mapping[str, object]) -> None:
     """Refuse flags, by setting or name, that say how to measure: a finished report stays as it is."""
-    given = [name for name, value in flags.items() if value not in (None, False, [], ())]
+    given = [name for name, value in flags.items() if value not in (None, [], ()) and value is not False]
     measuring = [name for name in given if not name.startswith("policy.")]
     if measuring:
         flag = "--" + measuring[0].removeprefix("scan.").replace("_", "-")
