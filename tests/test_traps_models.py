@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import deadcheck
@@ -1195,7 +1196,27 @@ def test_tied_weights_are_the_layers_that_hold_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("wrapper", [nn.DataParallel, functools.partial(torch.compile, backend="eager")])
+class DataParallel(nn.Module):
+    """Somebody's own class with the name of one of torch, that does more than to call the model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(-self.module(x))
+
+
+def test_a_class_of_the_same_name_is_no_wrapper() -> None:
+    diagnosis = deadcheck.scan(DataParallel(nn.Sequential(nn.Linear(6, 5), nn.ReLU())), torch.randn(8, 6))
+
+    # What is negated after a ReLU is never above 0.
+    assert [(site.key, site.stats.fired.tolist() == [0] * 5) for site in diagnosis.sites] == [
+        ("module.1", False), (":relu#1", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, AveragedModel, functools.partial(torch.compile, backend="eager")])
 def test_the_model_inside_a_wrapper_is_measured_under_its_own_names(wrapper: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.Sequential(OrderedDict(fc=linear(), act=nn.ReLU()))
 
