@@ -213,6 +213,7 @@ def test_exit_zero_turns_1_into_0_and_nothing_else(project: Path) -> None:
         (["net.pt", "--nonsense"], "--nonsense"),
         (["net.pt", "-o", "sarif=missing/x.sarif"], "the folder 'missing' does not exist"),
         (["net.pt", "-o", "sarif=-", "-o", "json=-"], "two reports on stdout"),
+        (["net.pt", "-f", "text", "-o", "json=-"], "two reports on stdout would run into one; write one of them to a"),
         (["net.pt", "--config", "gone.yaml"], "no such configuration file"),
         (["net.pt", "--min-samples", "-1"], "--min-samples"),
     ],

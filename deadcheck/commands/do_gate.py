@@ -81,15 +81,7 @@ def gate(
     stats: options.Stats = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            "-f",
-            rich_help_panel=options.REPORT,
-            help="what stdout shows: text, concise, table, json, markdown, sarif, junit, github, gitlab",
-        ),
-    ] = "text",
+    format: options.ShownAsText = None,
     output: options.Output = None,
     per_unit: options.PerUnit = False,
     limit: options.Limit = None,
@@ -114,7 +106,7 @@ def gate(
     from deadcheck.commands.output import look_of, outputs_of, publish
     from deadcheck.reports import worst_code
 
-    outputs = outputs_of(format, output or [])
+    outputs = outputs_of(format, output or [], usual="text")
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit, quiet=quiet, verbose=verbose)
     look = replace(look, exit_zero=exit_zero)
     flags = {

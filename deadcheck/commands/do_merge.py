@@ -15,10 +15,7 @@ def merge(
         typer.Argument(help="files that 'scan --shard I/N --checkpoint FILE' wrote, one a shard", show_default=False),
     ],
     config: options.ConfigFile = None,
-    format: Annotated[
-        str,
-        typer.Option("--format", "-f", help="what stdout shows: table, json, …", rich_help_panel=options.REPORT),
-    ] = "table",
+    format: options.ShownAsTable = None,
     output: options.Output = None,
     per_unit: options.PerUnit = False,
     limit: options.Limit = None,
@@ -37,7 +34,7 @@ def merge(
     from deadcheck.commands.output import look_of, outputs_of, publish
     from deadcheck.reports import worst_code
 
-    outputs = outputs_of(format, output or [])
+    outputs = outputs_of(format, output or [], usual="table")
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit)
     work = partial(joined, part, settings(config, {}), per_unit=per_unit)
     outcomes = [attempted(None, work, debug=debug)]

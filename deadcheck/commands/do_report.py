@@ -11,15 +11,7 @@ from deadcheck.errors import ExitCode
 
 def report(
     path: Annotated[Path, typer.Argument(help="JSON report of a scan or a gate", metavar="REPORT", show_default=False)],
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            "-f",
-            rich_help_panel=options.REPORT,
-            help="what stdout shows: table, text, concise, json, markdown, sarif, junit, github, gitlab",
-        ),
-    ] = "table",
+    format: options.ShownAsTable = None,
     output: options.Output = None,
     per_unit: options.PerUnit = False,
     limit: options.Limit = None,
@@ -37,7 +29,7 @@ def report(
     from deadcheck.commands.output import look_of, outputs_of, publish
     from deadcheck.reports.from_json import read_reports
 
-    outputs = outputs_of(format, output or [])
+    outputs = outputs_of(format, output or [], usual="table")
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit, verbose=verbose)
     publish(read_reports(path, per_unit=per_unit), outputs, look)
     return ExitCode.PASSED

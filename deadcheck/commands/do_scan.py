@@ -43,10 +43,7 @@ def scan(
     stats: options.Stats = None,
     call: options.Call = None,
     config: options.ConfigFile = None,
-    format: Annotated[
-        str,
-        typer.Option("--format", "-f", help="what stdout shows: table, json, …", rich_help_panel=options.REPORT),
-    ] = "table",
+    format: options.ShownAsTable = None,
     output: options.Output = None,
     per_unit: options.PerUnit = False,
     limit: options.Limit = None,
@@ -66,7 +63,7 @@ def scan(
     from deadcheck.reports import worst_code
     from deadcheck.shard import WHOLE, shard_of
 
-    outputs = outputs_of(format, output or [])
+    outputs = outputs_of(format, output or [], usual="table")
     look = look_of(color, ascii=ascii, per_unit=per_unit, limit=limit)
     flags = {
         "scan.data": data,

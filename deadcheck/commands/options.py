@@ -1,7 +1,7 @@
 """Options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -153,6 +153,15 @@ ConfigFile = Annotated[
         help="configuration file \\[default: deadcheck.yaml here or above]", rich_help_panel=MEASURE, show_default=False
     ),
 ]
+
+
+def _shown_as(usual: str) -> Any:
+    told = f"what stdout shows: table, text, concise, json, markdown, sarif, junit, github, gitlab \\[default: {usual}]"
+    return typer.Option("--format", "-f", help=told, rich_help_panel=REPORT, show_default=False)
+
+
+ShownAsTable = Annotated[str | None, _shown_as("table")]
+ShownAsText = Annotated[str | None, _shown_as("text")]
 Output = Annotated[
     list[str] | None,
     typer.Option(

@@ -22,8 +22,10 @@ from deadcheck.writing import write_text
 FOR_PEOPLE = ("table", "text", "concise")
 
 
-def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]]:
+def outputs_of(chosen: str | None, pairs: Sequence[str], *, usual: str) -> list[tuple[str, str]]:
     """Return (format, path) of every report, checked before any work is done; stdout comes last.
+
+    Stdout shows what was ``chosen`` for it (``-f``), or what a pair sends there, or the ``usual``.
 
     What is on stdout must be one report or one failure, so nothing may go wrong after it is written.
     """
@@ -35,13 +37,13 @@ def outputs_of(stdout_format: str, pairs: Sequence[str]) -> list[tuple[str, str]
         if path != "-":
             check_place(f"-o {pair!r}", path, pair)
         outputs.append((name, path))
-    if not any(path == "-" for _, path in outputs):
-        outputs.append((stdout_format, "-"))
+    if chosen is not None or not any(path == "-" for _, path in outputs):
+        outputs.append((chosen or usual, "-"))
     unknown = sorted({name for name, _ in outputs} - set(REPORTS))
     if unknown:
         raise UsageError(f"unknown report format {unknown[0]!r}; there are {', '.join(REPORTS)}")
     if sum(path == "-" for _, path in outputs) > 1:
-        raise UsageError("two reports on stdout would run into one; write one of them to a file")
+        raise UsageError("two reports on stdout would run into one; write one of them to a file, with -o FORMAT=PATH")
     files = [Path(path).resolve() for _, path in outputs if path != "-" and not Path(path).is_char_device()]
     if len(set(files)) < len(files):
         raise UsageError("two reports are to go to one file; name a file for each")
