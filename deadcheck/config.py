@@ -282,8 +282,7 @@ def _raise(faults: list[str]) -> None:
 
 def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
     reader = _Reader(path)
-    root = toml_root(path) if path.suffix == ".toml" else yaml_root(path)
-    own = {} if root is None else dict(reader.settings(root, SETTINGS, ""))
+    own = reader.read()
     _raise(reader.faults)
     base = own.pop("extends", None)
     if base is None:
@@ -304,10 +303,8 @@ def files_named_in(path: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
 
     Those of the files that it extends too, which are themselves values of ``extends``.
     """
-    reader = _Reader(path)
     try:
-        root = toml_root(path) if path.suffix == ".toml" else yaml_root(path)
-        own = {} if root is None else dict(reader.settings(root, SETTINGS, ""))
+        own = _Reader(path).read()
     except ConfigError:  # whoever reads its settings says so
         return
     yield from _texts("", own)
@@ -336,6 +333,11 @@ class _Reader:
         self.faults: list[str] = []
         self.origins: dict[str, str] = {}
         self._plain = Plain()
+
+    def read(self) -> dict[str, Any]:
+        """Return every setting of the file by its dotted name."""
+        root = toml_root(self.path) if self.path.suffix == ".toml" else yaml_root(self.path)
+        return {} if root is None else dict(self.settings(root, SETTINGS, ""))
 
     def settings(self, node: yaml.Node, part: Section, prefix: str) -> Iterator[tuple[str, Any]]:
         """Yield every setting under a node with its dotted name."""

@@ -29,7 +29,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("collector")
-def test_python_seldom_looks_for_garbage_while_a_command_starts():
+def test_python_seldom_looks_for_garbage_while_a_command_starts() -> None:
     collect_rarely()
     assert gc.get_threshold()[0] > 10 * USUAL[0]
 
@@ -39,7 +39,7 @@ def test_python_seldom_looks_for_garbage_while_a_command_starts():
 
 
 @pytest.mark.usefixtures("collector")
-def test_what_one_model_leaves_is_garbage_to_the_next():
+def test_what_one_model_leaves_is_garbage_to_the_next() -> None:
     collect_rarely()
     collect_as_usual()
     left: list[object] = [np.zeros(3)]
@@ -50,17 +50,17 @@ def test_what_one_model_leaves_is_garbage_to_the_next():
     assert gone() is None
 
 
-def run(code, *argv):
+def run(code: str, *argv: str) -> str:
     told = subprocess.run([sys.executable, "-c", f"import gc\nbefore = gc.get_threshold()\n{code}", *argv],
                           capture_output=True, text=True)  # fmt: skip
     return told.stdout.splitlines()[-1]
 
 
-def test_importing_the_package_leaves_the_collector_of_a_user_as_it_is():
+def test_importing_the_package_leaves_the_collector_of_a_user_as_it_is() -> None:
     assert run("import deadcheck, deadcheck.cli\nprint(before == gc.get_threshold())") == "True"
 
 
-def test_a_command_looks_for_garbage_again_when_a_model_is_scanned():
+def test_a_command_looks_for_garbage_again_when_a_model_is_scanned() -> None:
     code = (
         "import atexit\nfrom deadcheck.cli import main\n"
         "atexit.register(lambda: print(before == gc.get_threshold(), gc.get_freeze_count() > 100_000))\nmain()"

@@ -152,8 +152,11 @@ def _fitted(state: dict[str, Any], wanted: set[str]) -> tuple[dict[str, Any], st
     state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in wanted}
     if set(state) == wanted:
         return state, None, []
-    if _AVERAGED not in wanted and all(name.startswith("module.") for name in state if name != _AVERAGED):
-        state.pop(_AVERAGED, None)
+    notes = []
+    others = [name for name in state if name != _AVERAGED]
+    if len(others) < len(state) and _AVERAGED not in wanted and all(name.startswith("module.") for name in others):
+        del state[_AVERAGED]
+        notes.append(f"{_AVERAGED} in the file was left unread, as it is no weight: the weights are a mean of others")
     steps: list[tuple[str, Callable[[str], str]]] = [
         ("_orig_mod.", lambda name: name.replace("_orig_mod.", "")),
         ("module.", lambda name: name.removeprefix("module.")),
@@ -171,7 +174,7 @@ def _fitted(state: dict[str, Any], wanted: set[str]) -> tuple[dict[str, Any], st
         if set(shorter) == wanted:
             state = shorter
             stripped.append(common)
-    notes = [f"the prefix {prefix!r} was stripped from the names of the weights" for prefix in stripped]
+    notes += [f"the prefix {prefix!r} was stripped from the names of the weights" for prefix in stripped]
     return state, "".join(stripped) or None, notes
 
 
