@@ -101,7 +101,7 @@ def ask_deadcheck(model: nn.Module, data: Tensor, axis: int, size: int = BATCH) 
 
     verdicts = (Verdict.DEAD, Verdict.NEGATIVE_ONLY)
     return {
-        site.key: frozenset(unit for unit in range(site.units) if site.verdict(unit) in verdicts)
+        site.key: frozenset(unit for own in verdicts for low, high in site.ranges(own) for unit in range(low, high + 1))
         for site in deadcheck.scan(model, data, batch_size=size)
     }
 

@@ -50,13 +50,16 @@ def settled_below(fired: IntArray, samples: int, rate: float, delta: float) -> B
     1/delta with chance at most delta if the rate is p (Ville's inequality; Robbins 1970).
     """
     a, b = 0.5, 0.5 / rate
-    k = fired.astype(np.float64)
+    settled: BoolArray = fired < rate * samples
+    if not settled.any():
+        return settled
+    k = fired[settled].astype(np.float64)
     log_m = (
         _log_gamma(a + k) + _log_gamma(b + samples - k) - math.lgamma(a + b + samples)
         - (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
         - k * math.log(rate) - (samples - k) * math.log1p(-rate)
     )  # fmt: skip
-    settled: BoolArray = (log_m >= -math.log(delta)) & (k < rate * samples)
+    settled[settled] = log_m >= -math.log(delta)
     return settled
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deadcheck.batch import Batch
 from deadcheck.patch_result import Drift
+from deadcheck.preserve import seed_generators
 
 Forward = Callable[[Batch], list[Tensor]]
 """Runs a batch through a model and gives the tensors that come out."""
@@ -34,7 +35,7 @@ def drift(before: Forward, after: Forward, batches: Iterable[Batch], seed: int) 
 
 
 def _outputs(forward: Forward, batch: Batch, seed: int) -> list[Tensor]:
-    torch.manual_seed(seed)
+    seed_generators(seed)
     return [tensor for tensor in forward(batch) if tensor.is_floating_point() and tensor.numel()]
 
 
@@ -170,7 +171,7 @@ def gradients(
     totals = {name: torch.zeros_like(named[name], dtype=torch.float64) for name in names}
     samples = 0
     for number, batch in enumerate(batches):
-        torch.manual_seed(seed + number)
+        seed_generators(seed + number)
         try:
             with torch.enable_grad():
                 goal = _objective(forward(batch), seed + number)

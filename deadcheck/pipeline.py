@@ -28,7 +28,7 @@ from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.offloaded import device_of, spread
 from deadcheck.out_of_memory import DoesNotFit
 from deadcheck.passes import Course, Passes, Progress, entry_of, threads_of, unwrapped
-from deadcheck.preserve import eval_mode, preserved
+from deadcheck.preserve import eval_mode, preserved, seed_generators
 from deadcheck.probe import Probe, Watch
 from deadcheck.processes import gathered
 from deadcheck.sample import sample_beside
@@ -253,7 +253,7 @@ def counted(
         held = stack.enter_context(preserved(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(threads_of(settings.threads or torch.get_num_threads()))
-        torch.manual_seed(settings.seed)
+        seed_generators(settings.seed)
         probe = stack.enter_context(
             Probe(model, gates=settings.gates, unit_axes=settings.units, watch=watch, stats=settings.stats)
         )

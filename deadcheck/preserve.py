@@ -111,8 +111,11 @@ class _Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = dict(vars(module))
+        # Of a module the most are hooks that nobody registered: what is empty needs no copy.
         self.contents = {
-            name: value.copy() for name, value in self.attributes.items() if isinstance(value, _CONTAINERS)
+            name: value.copy() if value else ()
+            for name, value in self.attributes.items()
+            if isinstance(value, _CONTAINERS)
         }
         tensors = [*module._buffers.values(), *(v for v in self.attributes.values() if isinstance(v, Tensor))]
         for value in self.contents.values():
@@ -152,6 +155,8 @@ def _distinct(tensors: list[Any]) -> list[Tensor]:
 
 def _holds(container: Any, content: Any) -> bool:
     """Tell whether a container holds the same objects as its copy did."""
+    if not content:
+        return not container
     if isinstance(container, dict):
         return container.keys() == content.keys() and all(container[key] is content[key] for key in content)
     if isinstance(container, set):
@@ -178,7 +183,8 @@ class Randomness:
         self.python = random.getstate()
         numpy = sys.modules.get("numpy")
         self.numpy = numpy.random.get_state() if numpy is not None else None
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self.devices = [(module, module.get_rng_state_all()) for module in _devices()]
+        self.mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def moved(self) -> bool:
         """Tell whether anybody drew from a generator since."""
@@ -195,8 +201,28 @@ class Randomness:
         random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
+        for module, states in self.devices:
+            module.set_rng_state_all(states)
+        if self.mps is not None:
+            torch.mps.set_rng_state(self.mps)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's generators that ``Randomness`` puts back.
+
+    ``torch.manual_seed`` also leaves a seed for each kind of device that nobody has used so far, which would take the
+    place of the user's own.
+    """
+    torch.default_generator.manual_seed(seed)
+    for module in _devices():
+        module.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
+def _devices() -> list[Any]:
+    """Return the modules of torch for kinds of devices that are in use."""
+    return [module for module in (torch.cuda, torch.xpu) if module.is_initialized()]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -24,6 +24,7 @@ from deadcheck.sites import SUMS, UNKNOWN, Family, Site, SiteStats, settled
 from deadcheck.torch_kernel import TorchKernel
 
 _COUNTS = ("zeros", "positive", "flat", "nonfinite")
+_EXTREMES = ("input_min", "input_max", "output_min", "output_max")
 _WITNESSES = ("first_fired", "nonfinite")
 """What is kept of a unit that is asked no more."""
 
@@ -74,22 +75,23 @@ class SiteCounter:
         self._picked: Tensor | None = None
         """Samples that came here where rows were picked, in all batches; on the device."""
         self._scratch = scratch
-        self._counts = {name: torch.zeros(n_units, dtype=torch.int64, device=device) for name in _COUNTS}
+        counts = torch.zeros(len(_COUNTS), n_units, dtype=torch.int64, device=device)
+        self._counts = dict(zip(_COUNTS, counts, strict=True))
         # MPS has no float64; the sums and what rounding drops from them are two numbers, so that hardly a bit is lost.
         self._real = torch.float32 if device.type == "mps" else torch.float64
-        self._batch_sums = torch.zeros(len(SUMS), n_units, dtype=self._real, device=device)
-        self._sums, self._rest = torch.zeros_like(self._batch_sums), torch.zeros_like(self._batch_sums)
-        inf = torch.full((n_units,), math.inf, dtype=self._real, device=device)
-        self._extremes = {
-            f"{side}_{end}": sign * inf for side in ("input", "output") for end, sign in (("min", 1), ("max", -1))
-        }
+        sums = torch.zeros(3, len(SUMS), n_units, dtype=self._real, device=device)
+        self._batch_sums, self._sums, self._rest = sums.unbind()
+        extremes = torch.full((len(_EXTREMES), n_units), math.inf, dtype=self._real, device=device)
+        extremes[1::2].neg_()  # the largest
+        self._extremes = dict(zip(_EXTREMES, extremes, strict=True))
         self._fired = torch.zeros(n_units, dtype=torch.int64, device=device)
         self._first_fired = torch.full((n_units,), -1, dtype=torch.int64, device=device)
         self._asked: Tensor | None = None
         """Which units are still held; None for all."""
         self._idle: Tensor | None = None
         """Which of those are asked no more, as the kernel passes over them; None for none."""
-        self._settled = {name: torch.full((n_units,), UNKNOWN, dtype=torch.int64) for name in _WITNESSES}
+        settled = torch.full((len(_WITNESSES), n_units), UNKNOWN, dtype=torch.int64)
+        self._settled = dict(zip(_WITNESSES, settled, strict=True))
         self._unfired = torch.ones(n_units, dtype=torch.bool, device=device)
         """Units that had not fired before this batch."""
         self._any_unfired = True

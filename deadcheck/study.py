@@ -20,7 +20,7 @@ from deadcheck.config import Config
 from deadcheck.data import Batches
 from deadcheck.diagnosis import Diagnosis, SiteDiagnosis, Verdict, diagnose
 from deadcheck.patch_result import Drift, GradientReach
-from deadcheck.preserve import eval_mode, preserved
+from deadcheck.preserve import eval_mode, preserved, seed_generators
 from deadcheck.probe import Probe
 from deadcheck.ranges import mask_of
 from deadcheck.reach import Sightings
@@ -96,7 +96,7 @@ class Study:
     def answer(self, model: nn.Module) -> list[torch.Tensor]:
         """Return what a model gives for the first batch."""
         with self.running(model) as (forward,), torch.no_grad():
-            torch.manual_seed(self.config.scan.seed)
+            seed_generators(self.config.scan.seed)
             return forward(next(self.batches()))
 
     def drift(self, patched: nn.Module, batches: Sequence[Batch] | None = None) -> Drift:

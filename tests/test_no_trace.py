@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import deadcheck
-from deadcheck import passes, pipeline
+from deadcheck import passes, pipeline, preserve
 from deadcheck.config import ScanSettings
 from deadcheck.errors import DataError, ForwardError, ProbeError
 from deadcheck.formats.base import LoadedModel
@@ -94,6 +94,35 @@ def test_a_scan_changes_nothing() -> None:
     assert fingerprint(model) == before
     assert model.bn.training
     assert not model.frozen.training
+
+
+def test_devices_that_nobody_uses_are_left_without_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` leaves one that a device takes when it is first used, in place of the user's own."""
+    model, seeded = stateful(), list[object]()
+    for kind in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(kind, "is_initialized", lambda: False)
+        monkeypatch.setattr(kind, "manual_seed_all", seeded.append)
+
+    deadcheck.scan(model, DATA, batch_size=10)
+    preserve.seed_generators(3)
+
+    assert not seeded
+    assert torch.initial_seed() == 3
+
+
+def test_devices_in_use_are_seeded_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ["as it was"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(state))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: state.__setitem__(slice(None), states))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: state.__setitem__(0, f"seed {seed}"))
+    before = preserve.Randomness()
+
+    preserve.seed_generators(3)
+    seeded = list(state)
+    before.restore()
+
+    assert (seeded, state) == (["seed 3"], ["as it was"])
 
 
 def test_the_fingerprint_can_tell() -> None:
