@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.ao.nn.quantized import dynamic
 
 from deadcheck.sites import Family
 
@@ -214,7 +215,10 @@ MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 """Modules that are an activation themselves, so that their own path names the site."""
 
-GATED: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.LSTMCell: "lstm", nn.GRUCell: "gru"}
+GATED: dict[type[nn.Module], str] = {
+    nn.LSTM: "lstm", nn.GRU: "gru", nn.LSTMCell: "lstm", nn.GRUCell: "gru",
+    dynamic.LSTM: "lstm", dynamic.GRU: "gru", dynamic.LSTMCell: "lstm", dynamic.GRUCell: "gru",
+}  # fmt: skip
 """Recurrent modules whose inner sigmoid and tanh are gates; the site is the output, under this name."""
 
 

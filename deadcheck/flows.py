@@ -295,7 +295,18 @@ def _like(call: Call) -> Result | None:
     if not isinstance(known, Flow):
         return [known]
     same = known.axes is not None and known.fits(call.shape)
-    return [Flow(known.demoted().axes, rows=known.rows) if same else None]
+    return [known.demoted()._replace(feeds=())] if same else _blank(call)
+
+
+def _blank(call: Call) -> Result | None:
+    """Carry a tensor made anew with a row for each sample, as a state of zeros or noise."""
+    is_of_each = has_rows_of(call.shape, call.batch)
+    return [Flow(fresh(call.shape, call.batch), presumed=True) if is_of_each else None]
+
+
+def has_rows_of(shape: Sequence[int], batch: int) -> bool:
+    """Tell whether a tensor made anew may have a row for each sample."""
+    return batch > 1 and len(shape) > 1 and shape[0] == batch
 
 
 def _constant(call: Call) -> Result | None:
@@ -312,8 +323,12 @@ def _untold(call: Call) -> Result | None:
 
 def _forgets(call: Call) -> Result | None:
     """Outputs that are made anew and carry nothing of their inputs."""
-    return [None] * len(call.outputs)
+    flow = call.flow(0)
+    return [flow if flow is not None and flow.is_blank else None] * len(call.outputs)
 
+
+BLANKS: dict[str, Rule] = dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), _blank)
+"""Operators without inputs whose output may have a row for each sample."""
 
 MAKERS: dict[str, Rule] = dict.fromkeys(
     ("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices"), _constant
@@ -392,7 +407,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros",
                      "new_ones", "new_empty", "new_full"), _like),
     **dict.fromkeys(("lift_fresh", "zero_", "fill_", "normal_", "uniform_", "bernoulli_"), _forgets),
-    **MAKERS,
+    **MAKERS, **BLANKS,
 }  # fmt: skip
 """Operator name without namespace and overload -> its rule."""
 
@@ -410,6 +425,8 @@ def carry(rule: Rule | None, call: Call) -> Result:
 
 def _checked(known: Known | None, tensor: Any) -> Known | None:
     """Drop axes that are not those of the tensor, as under vmap, which shows other shapes than there are."""
-    if isinstance(known, Flow) and not known.fits(tensor.shape):
-        return Flow(None, known.feeds)
-    return known
+    if not isinstance(known, Flow):
+        return known
+    if known.is_blank and not any(has(axis, SAMPLE) for axis in known.axes or ()):
+        return None  # its first axis was as long as the batch by chance
+    return known if known.fits(tensor.shape) else Flow(None, known.feeds)

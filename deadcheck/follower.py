@@ -61,6 +61,10 @@ class Follower:
         weight = self._weights.get(id(value))
         return self._by_memory.get(memory_of(value)) if weight is None else weight
 
+    def _look_past_blanks(self, value: Any) -> Known | None:
+        known = self.look(value)
+        return None if isinstance(known, Flow) and known.is_blank else known
+
     def learn(self, tensor: Tensor, known: Known | None) -> None:
         """Note what is known of a tensor."""
         if known is None:
@@ -110,8 +114,15 @@ class Follower:
             return
         signature: list[Any] = [name, path, *kwargs]
         inputs: Inputs = []
-        describe((*args, *kwargs.values()), signature, inputs, self.look)
-        if name not in flows.MAKERS and all(known is None for _, known in inputs):
+        look = self.look
+        describe((*args, *kwargs.values()), signature, inputs, look)
+        blanks = [isinstance(known, Flow) and known.is_blank for _, known in inputs]
+        if any(blanks) and any(isinstance(known, Flow) and not known.is_blank for _, known in inputs):
+            # Where a tensor meets the data that has nothing of it, the data alone tells what the axes are.
+            look, signature, inputs = self._look_past_blanks, [name, path, *kwargs], []
+            describe((*args, *kwargs.values()), signature, inputs, look)
+        is_known = name in flows.MAKERS or any(known is not None for _, known in inputs)
+        if not is_known and not (name in flows.BLANKS and flows.has_rows_of(outputs[0].shape, self._samples)):
             for tensor in outputs:
                 self.learn(tensor, None)
             return
@@ -121,7 +132,7 @@ class Follower:
         may_repeat = all(tensor.is_floating_point() for tensor, _ in inputs)
         if step is None or not may_repeat:
             feed = partial(self.feed, name, path)
-            call = Call(name, args, kwargs, outputs, tuple(inputs), self._samples, self.look, feed)
+            call = Call(name, args, kwargs, outputs, tuple(inputs), self._samples, look, feed)
             knowns = flows.carry(rule, call)
             form = form_of(func, path, args, output, inputs) if may_repeat and not kwargs else None
             step = Step(signature, knowns, self.steps.serial, [known for _, known in inputs], form=form)
@@ -130,7 +141,7 @@ class Follower:
             self.learn(tensor, known)
             if name.endswith("_") and tensor._base is not None:
                 base = tensor._base
-                self.learn(base, picks.written(self.look(base), base, tensor, known, self._samples))
+                self.learn(base, picks.written(self._look_past_blanks(base), base, tensor, known, self._samples))
 
     def feed(self, operator: str, path: str, weight: Weight | None) -> Feed:
         """Return a new run of a layer, named by the module that holds the weight, or by the operator."""

@@ -54,7 +54,8 @@ def _next(path: Path, found: Found, *, has_sample: bool) -> str:
     if found.is_hopeless or (found.problems and not found.flags):
         return ""
     data = [] if has_sample else ["--data DATA"]
-    return " ".join(["deadcheck scan", shlex.quote(str(path)), *found.flags, *data])
+    name = f"./{path}" if str(path).startswith("-") else str(path)  # or it would be taken for an option
+    return " ".join(["deadcheck scan", shlex.quote(name), *found.flags, *data])
 
 
 def _prefix(names: list[str]) -> str | None:

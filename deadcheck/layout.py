@@ -65,10 +65,15 @@ class Flow(NamedTuple):
     presumed: bool = False
     """Whether the samples are told by nothing but the length of the first axis, as in a state of zeros."""
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing of the data is in it, as in a state of zeros that has not met the data."""
+        return self.presumed and not self.feeds
+
     def demoted(self) -> Flow:
         """Return the flow with its units turned into positions."""
         axes = None if self.axes is None else tuple(demote(axis) for axis in self.axes)
-        return Flow(axes, self.feeds, rows=self.rows)
+        return Flow(axes, self.feeds, rows=self.rows, presumed=self.presumed)
 
     def unsampled(self) -> Flow:
         """Return the flow with its samples turned into positions, where they can no longer be told apart."""
@@ -231,9 +236,10 @@ def slice_axis(flow: Flow, dim: int, start: int, size: int, step: int = 1) -> Fl
         rows = known[start // block : start // block + (taken - 1) * step + 1 : step]
         sliced = samples(taken) + inner
     elif has(axis, SAMPLE) and not (aligned and outer.role != SAMPLE):
-        return Flow((*flow.axes[:dim], positions(size), *flow.axes[dim + 1 :]), flow.feeds, axis_from).unsampled()
+        lost = (*flow.axes[:dim], positions(size), *flow.axes[dim + 1 :])
+        return flow._replace(axes=lost, axis_from=axis_from, offset=0).unsampled()
     axes = (*flow.axes[:dim], sliced, *flow.axes[dim + 1 :])
-    result = Flow(axes, flow.feeds, axis_from, offset, rows)
+    result = flow._replace(axes=axes, axis_from=axis_from, offset=offset, rows=rows)
     return result if axis_from or not flow.axis_from else result.demoted()
 
 
@@ -246,8 +252,8 @@ def drop_axes(flow: Flow, dims: Iterable[int], *, keepdim: bool = False) -> Flow
     if not any(has(flow.axes[dim], UNIT) for dim in gone):
         return flow._replace(axes=axes)
     if count(axes, UNIT) == 1:
-        return Flow(axes, flow.feeds, rows=flow.rows)
-    return Flow(_renumbered(axes), flow.feeds, flow.axis_from, rows=flow.rows)
+        return flow._replace(axes=axes, axis_from=None, offset=0)
+    return flow._replace(axes=_renumbered(axes), offset=0)
 
 
 def _renumbered(axes: Axes) -> Axes:
@@ -274,7 +280,7 @@ def concatenate(flows: Sequence[Flow | None], sizes: Sequence[int], dim: int) ->
     if axis is None:
         axis, axis_from = positions(sum(sizes)), None
     axes = (*base.axes[:dim], axis, *base.axes[dim + 1 :])
-    flow = Flow(axes, feeds, axis_from, rows=base.rows)
+    flow = base._replace(axes=axes, feeds=feeds, axis_from=axis_from, offset=0)
     if not agree(known):
         flow = flow.unsampled()
     return flow if axis_from or not base.axis_from else flow.demoted()
@@ -384,7 +390,7 @@ def at_axis(flow: Flow, shape: Sequence[int], dim: int, axis_from: str) -> Flow:
         for atom in reversed(plain.axes[dim]):
             made = (atom if atom.role == SAMPLE else Atom(UNIT, atom.size, stride), *made)
             stride *= 1 if atom.role == SAMPLE else atom.size
-    return Flow((*plain.axes[:dim], made, *plain.axes[dim + 1 :]), flow.feeds, axis_from, rows=flow.rows)
+    return plain._replace(axes=(*plain.axes[:dim], made, *plain.axes[dim + 1 :]), axis_from=axis_from)
 
 
 class Plan(NamedTuple):

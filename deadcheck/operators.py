@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from deadcheck import activations, flows, fused, suspects
 
 _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
+_FUSED = ("quantized_rnn_tanh_cell_dynamic",)
+"""Operators with an activation inside whose names do not say so."""
+
 _NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
 
 Remark = tuple[Callable[[tuple[Any, ...]], bool], str]
@@ -77,7 +80,7 @@ def operator_of(func: Any) -> Operator:
     unseen = None
     if namespace not in _OWN_NAMESPACES:
         unseen = "not an operator of torch: an activation inside it cannot be seen"
-    elif "relu" in name and func.overloadpacket not in activations.OPERATORS:
+    elif name in _FUSED or ("relu" in name and func.overloadpacket not in activations.OPERATORS):
         unseen = "an activation fused with its layer; its input cannot be seen"
     is_plain = resolve is None and in_parts is None and name not in _NOT_PLAIN
     return Operator(name, rule, resolve, in_parts, _REMARKS.get(name), is_plain, unseen)

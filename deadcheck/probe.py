@@ -371,11 +371,12 @@ class Probe:
                 return self._run_higher_order(func, args, kwargs)
             known = self._operators[func] = operator_of(func)
         name = known.name
-        if known.unseen is not None:
+        is_watched = not (known.is_plain and known.unseen is None) and not _is_backward()
+        if known.unseen is not None and is_watched:
             meter.skip(str(func), known.unseen)
         elif meter.gates and name in GATES_INSIDE:
             meter.skip(str(func), "runs a recurrent layer whole: its gates cannot be seen (--dtype float64 may help)")
-        if not known.is_plain:
+        if not known.is_plain and is_watched:
             if name == "_nested_tensor_from_mask_left_aligned":
                 return False  # or an encoder would run on nested tensors, which have no axes
             if known.in_parts is not None:
@@ -399,7 +400,7 @@ class Probe:
         started = time.perf_counter()
         if kwargs or not self._follow.repeats(func, self._where.path, args, output):
             self._follow.carry(func, name, known.rule, self._where.path, args, kwargs, output)
-        if not known.is_plain:
+        if not known.is_plain and is_watched:
             self._suspect(running, name, args, output)
         self._meter.seconds += time.perf_counter() - started
         return output
@@ -471,6 +472,11 @@ class Probe:
             self._meter.skip(name, "works on weights or constants alone, the same for every sample")
             return None
         return z  # type: ignore[no-any-return]
+
+
+def _is_backward() -> bool:
+    """Tell whether a backward pass runs, as where forces are gradients: what it computes is no activation."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class _Mode(TorchDispatchMode):

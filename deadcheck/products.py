@@ -44,6 +44,8 @@ def of_weights(call: Call, data_at: int, layer_at: int) -> Weight:
     data = call.weight(data_at)
     assert data is not None
     layer = call.weight(layer_at) or data
+    if layer.name:
+        call.feeds(layer)  # it ran
     tensor, matrix = call.args[data_at], call.args[layer_at]
     made = layer if layer.parameter else data
     # Queries repeated for each sample give copies, unless each of them meets a matrix of its own.

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import dynamic
 from torch.nn.utils.rnn import PackedSequence
 
 from deadcheck.layout import Feed, Flow, Known, demote, positions, samples, units
+
+_CELLS = (nn.RNNCellBase, dynamic.LSTMCell, dynamic.GRUCell)
 
 
 def outputs(output: Any) -> tuple[Tensor | None, Sequence[Tensor]]:
@@ -32,7 +35,7 @@ def carried(known: Known | None, tensor: Tensor, feed: Feed, name: str) -> Flow:
 def last(module: nn.Module, source: Any, flow: Flow, state: Tensor) -> Flow | None:
     """Return the flow of a last state: (layers, samples, units), or as the output of a cell."""
     assert flow.axes is not None
-    if state.dim() == len(flow.axes) == 2 and isinstance(module, nn.RNNCellBase):
+    if state.dim() == len(flow.axes) == 2 and isinstance(module, _CELLS):
         return flow
     width = units(state.shape[-1])
     if isinstance(source, PackedSequence):

@@ -19,7 +19,11 @@ from deadcheck.places import Place
 
 _MANGLE = re.compile(r"___torch_mangle_\d+\.")
 _ENTER, _LEAVE = ">", "<"
-_CELLS = {"aten::lstm": "lstm", "aten::lstm_cell": "lstm", "aten::gru": "gru", "aten::gru_cell": "gru"}
+_CELLS = {
+    "aten::lstm": "lstm", "aten::lstm_cell": "lstm", "aten::gru": "gru", "aten::gru_cell": "gru",
+    "aten::quantized_lstm": "lstm", "quantized::quantized_lstm_cell_dynamic": "lstm",
+    "aten::quantized_gru": "gru", "quantized::quantized_gru_cell_dynamic": "gru",
+}  # fmt: skip
 _ACTIVATIONS = frozenset(f"aten::{name}" for name in activations.NAMES)
 
 

@@ -28,6 +28,13 @@ STATE = [TensorInfo("0.weight", "float32", (8, 6)), TensorInfo("0.bias", "float3
          TensorInfo("2.0.weight", "float32", (5, 8)), TensorInfo("2.0.bias", "float32", (5,))]  # fmt: skip
 
 
+def test_a_name_that_looks_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(net(), "-m.pt")
+
+    assert inspect(Path("-m.pt")).next == "deadcheck scan ./-m.pt --data DATA"
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_whole_module(tmp_path: Path, zipped: bool) -> None:
     torch.save(net(), tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)

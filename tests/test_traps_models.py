@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import deadcheck
@@ -771,6 +772,25 @@ def test_a_branch_an_expert_and_a_copy_that_never_run_are_listed() -> None:
     assert {item.reason for item in diagnosis.measurement.skipped} == {"never ran on this sample"}
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_layer_that_ran_on_weights_alone_ran(batch_first: bool) -> None:
+    """The first layer of a detection decoder, on queries that are learnt."""
+
+    def forward(model: Call, x: Tensor) -> Tensor:
+        queries = model.queries.weight[None].expand(len(x), -1, -1)
+        return model.decoder(
+            queries if batch_first else queries.transpose(0, 1), x if batch_first else x.transpose(0, 1)
+        )
+
+    layer = nn.TransformerDecoderLayer(4, 2, 6, batch_first=batch_first)
+    model = Call(forward, queries=nn.Embedding(5, 4), decoder=nn.TransformerDecoder(layer, 1))
+
+    diagnosis = deadcheck.scan(model, uniform(N, 7, 4))
+
+    assert keys(diagnosis) == ["decoder.layers.0:relu#1"]
+    assert not diagnosis.measurement.skipped
+
+
 def test_different_sites_on_different_batches_are_joined_by_key() -> None:
     def forward(model: Call, x: Tensor) -> Tensor:
         return model.act_a(model.a(x)) if x[0, 0] > 0 else model.act_b(model.b(x))
@@ -1049,6 +1069,88 @@ def test_a_dynamically_quantised_linear_feeds_its_relu() -> None:
 
     assert site.stats.site.fed_by == ("0",)
     assert site.ranges(Verdict.DEAD) == PLANTED
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, or a cell, that gives its states too, and a ReLU above it."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.rnn, self.fc = kind(4, 3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return torch.relu(self.fc(self.rnn(x)[0]))
+
+
+class OneState(Recurrent):
+    """The same for a cell whose output is its state."""
+
+    def forward(self, x):
+        return torch.relu(self.fc(self.rnn(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantized tensor creation.*:UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["module", "scripted", "traced"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
+def test_a_dynamically_quantised_recurrent_layer_is_counted_by_its_output(kind: type[nn.Module], how: str) -> None:
+    torch.manual_seed(0)
+    model = (OneState if kind is nn.GRUCell else Recurrent)(kind).eval()
+    model = torch.ao.quantization.quantize_dynamic(model, {kind, nn.Linear})
+    data = torch.randn(5, 12, 4) if kind in (nn.LSTM, nn.GRU) else torch.randn(12, 4)
+    hidden = model.rnn(data) if kind is nn.GRUCell else model.rnn(data)[0]
+    program = model
+    if how != "module":
+        program = torch.jit.script(model) if how == "scripted" else torch.jit.trace(model, data)
+
+    diagnosis = deadcheck.scan(program, data)
+
+    rnn, relu = diagnosis
+    assert (rnn.key, rnn.stats.site.activation) == ("rnn", "lstm" if "LSTM" in kind.__name__ else "gru")
+    assert rnn.stats.zeros.tolist() == (hidden == 0).flatten(0, -2).sum(0).tolist()
+    assert rnn.stats.output_max.tolist() == hidden.flatten(0, -2).amax(0).tolist()
+    assert relu.stats.zeros.tolist() == (model(data) == 0).flatten(0, -2).sum(0).tolist()
+    assert not diagnosis.measurement.skipped
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantized tensor creation.*:UserWarning")
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_a_dynamically_quantised_cell_that_cannot_be_seen_is_listed(nonlinearity: str) -> None:
+    model = OneState(functools.partial(nn.RNNCell, nonlinearity=nonlinearity)).eval()
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.RNNCell})
+
+    diagnosis = deadcheck.scan(model, torch.randn(12, 4))
+
+    (cell,) = diagnosis.measurement.skipped
+    assert (cell.what, cell.where) == (f"quantized.quantized_rnn_{nonlinearity}_cell_dynamic.default", "rnn")
+
+
+@pytest.mark.parametrize("kind", [nn.SiLU, nn.Mish, nn.PReLU, nn.GELU, nn.ReLU, nn.Sigmoid])
+def test_a_backward_pass_inside_forward_has_no_activations(kind: type[nn.Module]) -> None:
+    """As in a force field, whose forces are the gradient of its energy."""
+
+    def forward(model: Call, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(model.act(model.fc(x)).sum(), x)[0]
+
+    diagnosis = deadcheck.scan(Call(forward, fc=linear(), act=kind()), uniform(N, 4))
+
+    assert keys(diagnosis) == ["act"]
+    assert diagnosis.sites[0].stats.observations == N
+    assert not diagnosis.measurement.skipped
+
+
+def test_what_is_run_again_by_a_backward_pass_is_counted_once() -> None:
+    def forward(model: Call, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = checkpoint(lambda x: torch.relu(model.fc(x)), x, use_reentrant=False).sum()
+            return torch.autograd.grad(energy, x)[0]
+
+    (site,) = deadcheck.scan(Call(forward, fc=linear()), uniform(N, 4))
+
+    assert site.stats.observations == N
 
 
 # Needles in haystacks.

@@ -175,6 +175,28 @@ class RecurrentRelu(Zoo):
         return x
 
 
+class BlankStates(Zoo):
+    """Layers on states of zeros and ones that forward makes for each sample, before they meet the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.own, self.data = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        states = torch.zeros(len(x), 3, 4) + 0.5
+        h = self.own(torch.relu(self.query(states)))
+        memory = x.new_empty(len(x), 3, 5).fill_(0.25)
+        return torch.relu(h + self.data(x)[:, None]).sum(1) + torch.relu(self.own(memory)).mean(1)
+
+    def reference(self, oracle, x):
+        z = self.query(torch.full((len(x), 3, 4), 0.5))
+        h = self.own(oracle.keep(":relu#1", z, z.clamp(min=0), unit=2))
+        z = h + self.data(x)[:, None]
+        out = oracle.keep(":relu#2", z, z.clamp(min=0), unit=2).sum(1)
+        z = self.own(torch.full((len(x), 3, 5), 0.25))
+        return out + oracle.keep(":relu#3", z, z.clamp(min=0), unit=2).mean(1)
+
+
 class Cell(Zoo):
     """nn.RNNCell in a loop, with a number of steps that depends on the batch: one site."""
 
@@ -996,7 +1018,7 @@ ZOO: tuple[type[Zoo], ...] = (
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
     Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
     GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
-    OneParameter, Dispatched, Resorted, Queries,
+    OneParameter, Dispatched, Resorted, Queries, BlankStates,
 )  # fmt: skip
 
 

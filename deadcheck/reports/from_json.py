@@ -115,6 +115,9 @@ def read_reports(path: Path, *, per_unit: bool = False) -> tuple[Outcome, ...]:
     text = _bytes_of(path)
     document = _decoded(text, _Report, path)
     numbers = _decoded(text, _UnitsOnly, path) if per_unit else _UnitsOnly()
+    sites = [site for part in (numbers, *(numbers.reports or ())) for site in part.sites]
+    if sites and not any(site.per_unit for site in sites):
+        raise UsageError(f"{path}: holds no numbers of each unit; write it anew with --per-unit, or leave that out")
     if document.reports is None:
         return (_outcome(document, numbers, path),)
     each = numbers.reports or (_UnitsOnly(),) * len(document.reports)
@@ -157,7 +160,7 @@ def _decoded(text: bytes, shape: type[_T], path: Path) -> _T:
             return msgspec.convert(json.loads(text, parse_constant=_finite, parse_float=_finite), type=shape)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         start = text[:40].lstrip()
-        if not start.startswith(b"{"):
+        if not start.startswith((b"{", b"[")):
             kind = (
                 "a Git LFS pointer; run 'git lfs pull'" if start.startswith(b"version https://git-lfs") else "not JSON"
             )

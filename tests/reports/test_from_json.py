@@ -52,6 +52,16 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, per_unit: bool) -> Non
     assert again == path.read_text()
 
 
+def test_numbers_of_units_that_a_report_does_not_hold(tmp_path: Path) -> None:
+    path = written(tmp_path, [full()])
+
+    with pytest.raises(UsageError, match="holds no numbers of each unit; write it anew with --per-unit"):
+        read_reports(path, per_unit=True)
+
+    failed = written(tmp_path, [Outcome("m.pt", failure=Failure(ExitCode.ERROR, "no"))])
+    assert read_reports(failed, per_unit=True)[0].failure is not None
+
+
 @pytest.mark.parametrize("which", EACH)
 def test_every_outcome_is_read_back(tmp_path: Path, which: str) -> None:
     path = written(tmp_path, EACH[which])
@@ -146,7 +156,7 @@ def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path, change: Any
     [
         (b"", "not JSON"),
         (b"just text", "not JSON"),
-        (b"[1, 2]", "not JSON; name a report"),
+        (b"[1, 2]", "not a deadcheck report (Expected `object`, got `array`)"),
         (b"{}", "missing required field `schema_version`"),
         (b'{"schema_version": 1}', "Expected `str`, got `int`"),
         (b'{"schema_version": "2.0"}', "version 2.0 of the format, this deadcheck reads version 1"),
