@@ -14,7 +14,7 @@ from deadcheck.diagnosis import Verdict
 from deadcheck.policy import Compare, Level, Policy
 from deadcheck.ranges import Ranges, count
 from deadcheck.record import STUCK, Record, SiteRecord
-from deadcheck.shares import exceeds, number_of, percent, reaches, spelled
+from deadcheck.shares import exceeds, number_of, percent, reaches, spelled, too_few
 
 _OFF = (Verdict.DEAD, Verdict.SILENT)
 
@@ -113,8 +113,8 @@ def of_model(case: Case) -> Iterator[Breach]:
         yield finding("synthetic-data", "", "the inputs are random numbers; give real samples with --data",
                        level="inconclusive")  # fmt: skip
     if data.samples < case.enough:
-        yield finding("too-few-samples", "", f"{data.samples:,} samples are too few to judge; "
-                       f"{case.enough - data.samples:,} more are needed", level="inconclusive")  # fmt: skip
+        yield finding("too-few-samples", "", f"{too_few(data.samples, 'sample')} to judge; it takes "
+                       f"{case.enough:,}", level="inconclusive")  # fmt: skip
     elif case.one_sample:
         yield finding("too-few-samples", "", "every sample is the same, so the scan saw one; check the data",
                        level="inconclusive")  # fmt: skip

@@ -25,8 +25,8 @@ from deadcheck.commands import (
     do_rule,
     do_scan,
 )
-from deadcheck.commands.printing import leave_stdout, open_streams, print_error, print_text, stdout_failed
-from deadcheck.errors import DeadcheckError, ExitCode, internal_error
+from deadcheck.commands.printing import leave, open_streams, print_error, print_text, stdout_failed
+from deadcheck.errors import DeadcheckError, ExitCode, UsageError, internal_error
 from deadcheck.heap import collect_rarely
 
 app = typer.Typer(
@@ -77,6 +77,7 @@ def main() -> NoReturn:
         warnings.filterwarnings("ignore", module=r"(torch|numpy|deadcheck)(\.|$)")
     try:
         open_streams()
+        _check_surroundings(sys.argv[1:])
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as error:
@@ -92,10 +93,12 @@ def main() -> NoReturn:
         _leave_reader()
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error from the parser
-            _fail(ExitCode.ERROR, f"{error.format_message()}; see 'deadcheck --help'")
+            if not (message := error.format_message().rstrip(".")):  # no command was given, and the help is printed
+                sys.exit(ExitCode.ERROR)
+            _fail(ExitCode.ERROR, f"{message}; see 'deadcheck --help'")
         # Our own files are named in their errors; this is what the parser prints, as a help text.
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            leave_stdout()
+            leave(sys.stdout)
             _fail(ExitCode.ERROR, stdout_failed(error))
         if debug:
             raise
@@ -104,6 +107,16 @@ def main() -> NoReturn:
     if code == ExitCode.INTERRUPTED:  # the parser catches Ctrl-C itself
         _fail(ExitCode.INTERRUPTED, f"interrupted; {_left_behind(sys.argv[1:])}")
     sys.exit(code if isinstance(code, int) else ExitCode.PASSED)
+
+
+def _check_surroundings(argv: list[str]) -> None:
+    """Refuse what no command could work with."""
+    if "" in argv:
+        raise UsageError(f"argument {argv.index('') + 1} is empty; is it a variable that is not set?")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the working directory cannot be found ({error.strerror}); change to another") from error
 
 
 def _left_behind(argv: list[str]) -> str:
@@ -119,7 +132,7 @@ def _leave_reader() -> NoReturn:
 
     A report is printed by the commands, which keep their exit code all the same.
     """
-    leave_stdout()
+    leave(sys.stdout)
     sys.exit(ExitCode.PASSED)
 
 

@@ -20,7 +20,7 @@ from deadcheck.policy import Compare, Ignore, LayerPolicy, Policy
 from deadcheck.safe_text import brief
 from deadcheck.settings import FIELDS, SETTINGS, kind_of
 from deadcheck.shares import spelled
-from deadcheck.strict_yaml import FaultError, Plain, line_of, toml_root, yaml_root
+from deadcheck.strict_yaml import FaultError, Plain, line_of, toml_root, toml_table, yaml_root
 
 __all__ = ["FIELDS", "FILE_NAME", "Config", "ModelEntry", "ScanSettings", "Thresholds", "find_config", "load_config"]
 
@@ -187,9 +187,14 @@ def find_config(start: Path) -> Path | None:
 
 def _names_us(project: Path) -> bool:
     try:
-        return "tool.deadcheck" in project.read_text(encoding="utf-8", errors="replace")
+        if "tool.deadcheck" not in project.read_text(encoding="utf-8", errors="replace"):
+            return False
     except OSError as error:
         raise ConfigError(f"{project}: cannot be read ({error.strerror}); check its permissions") from error
+    try:
+        return toml_table(project) is not None
+    except ConfigError:  # whoever reads its settings says so
+        return True
 
 
 @dataclass(frozen=True)

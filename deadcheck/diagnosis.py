@@ -15,7 +15,7 @@ import numpy.typing as npt
 from deadcheck.confidence import firing_bound, never_fired_bound, settled_below
 from deadcheck.config import Thresholds
 from deadcheck.ranges import ranges_of
-from deadcheck.shares import number_of, reaches
+from deadcheck.shares import number_of, reaches, too_few
 from deadcheck.sites import UNKNOWN, Family, InputSummary, IntArray, Measurement, SiteStats
 
 
@@ -397,7 +397,7 @@ def _findings(measurement: Measurement, sites: tuple[SiteDiagnosis, ...], limits
         samples = min(site.stats.samples for site in sites if site.counts[Verdict.SILENT])
         yield Finding(
             "too-few-samples", "warning", "",
-            f"{number_of(silent, 'unit')} never fired, and {number_of(samples, 'sample')} are too few to call one "
+            f"{number_of(silent, 'unit')} never fired, and {too_few(samples, 'sample')} to call one "
             f"dead; {limits.n_star - samples:,} more would settle it",
         )  # fmt: skip
     if measurement.env.stats in _LESS:

@@ -78,7 +78,7 @@ class TrustRequired(DeadcheckError):
 
 
 class ReportedElsewhere(DeadcheckError):
-    """Another process that torchrun started reports for this one too."""
+    """Another process reports for this one too: the first that torchrun started, or the one that joins the shards."""
 
     exit_code = ExitCode.PASSED
 

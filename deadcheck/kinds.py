@@ -102,10 +102,15 @@ def _shares(value: Any) -> tuple[float, ...]:
     return tuple(_share(item) for item in value)
 
 
-def _whole(least: int) -> Callable[[Any], int]:
+_LARGEST = (1 << 63) - 1
+
+
+def _whole(least: int, most: int = _LARGEST) -> Callable[[Any], int]:
     def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise FaultError(f"{value!r} is not a whole number of at least {least}")
+        if value > most:
+            raise FaultError(f"{value!r} is more than {most}, the most that is taken")
         return value
 
     return read
@@ -214,9 +219,10 @@ def or_none(kind: Kind) -> Kind:
     return Kind(read, {"anyOf": [kind.schema, {"type": "null"}]}, kind.raw, kind.place)
 
 
-def whole(least: int) -> Kind:
-    """Return the kind of whole numbers from ``least`` on."""
-    return Kind(_whole(least), {"type": "integer", "minimum": least})
+def whole(least: int, most: int = _LARGEST) -> Kind:
+    """Return the kind of whole numbers from ``least`` to ``most``."""
+    limit = {} if most == _LARGEST else {"maximum": most}
+    return Kind(_whole(least, most), {"type": "integer", "minimum": least, **limit})
 
 
 _PERCENT = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"}

@@ -280,7 +280,8 @@ def merged(kept: Sequence[tuple[str, Kept]]) -> Measurement:
         raise UsageError(f"shard {twice[0]}/{count} was given twice; give each once")
     if missing:
         listed = ", ".join(f"{number}/{count}" for number in missing)
-        raise UsageError(f"shard {listed} is missing; scan it with --shard {missing[0]}/{count} --checkpoint FILE")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"shard {listed} {verb} missing; scan it with --shard {missing[0]}/{count} --checkpoint FILE")
     parts = [other.part for _, other in sorted(kept, key=lambda pair: pair[1].shard.index)]
     total = parts[0]
     for part in parts[1:]:

@@ -18,7 +18,17 @@ import yaml
 
 from deadcheck import __version__
 from deadcheck.errors import PatchError
-from deadcheck.patch_plan import Calls, Kind, PatchPlan, Place, Replacement, SiteChange, Units, layout_fault
+from deadcheck.patch_plan import (
+    Calls,
+    Kind,
+    PatchPlan,
+    Place,
+    Replacement,
+    SiteChange,
+    Units,
+    layout_fault,
+    slope_fault,
+)
 from deadcheck.strict_yaml import FaultError, Plain
 
 VERSION = 1
@@ -206,6 +216,8 @@ class _Reader:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self._fault(f"alpha is {value!r}, not a number; write it with a dot and a sign, as 1.0e-3")
+        if fault := slope_fault(kind, value):
+            raise self._fault(f"alpha {value:g} {fault.partition(';')[0]}")
         return float(value)
 
     def _keys(self, value: Any, where: str, *names: str) -> None:

@@ -13,6 +13,7 @@ from deadcheck.ranges import Ranges, count
 
 _AXIS = re.compile(r"\.|(n\*)?[up]\d+(:\d+)?(\*[up]\d+(:\d+)?)*")
 _MAX_TABLE = 1 << 26
+_LEAST = 2.0**-126
 
 
 @unique
@@ -43,6 +44,24 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         number = f".{self.call}" if self.call else ""
         return f"{self.function}+{self.line}{number}" + (f": {self.text}" if self.text else "")
+
+
+def slope_fault(kind: Kind, alpha: float) -> str | None:
+    """Say what is wrong with a slope below 0, or with ELU's alpha, and what to give instead; None for nothing."""
+    if math.isnan(alpha):
+        return "is not a number; write 0.01"
+    if alpha == 0:
+        return "is ReLU itself, so nothing would change; give a slope above 0, as 0.01"
+    if alpha < 0:
+        return "would turn negative inputs into positive outputs; give a slope above 0, as 0.01"
+    if alpha < _LEAST:
+        return "is no slope that float32 can hold; give one above 0, as 0.01"
+    if alpha >= 1 and kind is not Kind.ELU:
+        return (
+            "lets negative inputs through whole, and layers without a bend between them are one linear layer; give a "
+            "slope below 1, as 0.01"
+        )
+    return "is not finite; give a number, as 1.0" if math.isinf(alpha) else None
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def examine(study: Study, patched: Patched) -> PatchResult:
         model=study.loaded.identity,
         plan=patched.plan,
         sites=sites,
-        left=tuple(_left(study.before, told)),
+        left=tuple(_left(study.before, told, clipped=patched.plan.clipped)),
         skipped=tuple({(item.where, item.reason): item for item in skipped}.values()),
         before=study.before,
         after=after,
@@ -168,13 +168,13 @@ def _notes(diagnosis: Diagnosis, drift: Drift) -> Iterator[str]:
             yield warning
 
 
-def _left(diagnosis: Diagnosis, told: Container[str]) -> Iterator[Skipped]:
+def _left(diagnosis: Diagnosis, told: Container[str], *, clipped: bool) -> Iterator[Skipped]:
     """Yield the ReLUs that were not to change."""
     for site in diagnosis:
         where = site.stats.site
-        if where.family is Family.CLIPPED and site.key not in told:
+        if where.family is Family.CLIPPED and not clipped and site.key not in told:
             yield Skipped(where.activation, site.key, "with a ceiling (--clipped changes these too)")
-        elif where.family is Family.RECTIFIER and site.key not in told:
+        elif where.family in (Family.RECTIFIER, Family.CLIPPED) and site.key not in told:
             yield Skipped(where.activation, site.key, "not chosen")
 
 

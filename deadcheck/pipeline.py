@@ -23,7 +23,7 @@ from deadcheck import data as data_module
 from deadcheck.config import Config, ScanSettings, Thresholds
 from deadcheck.data import Batches, DataOptions
 from deadcheck.diagnosis import Diagnosis, diagnose
-from deadcheck.errors import ForwardError, UsageError, first_line
+from deadcheck.errors import ForwardError, ReportedElsewhere, UsageError, first_line
 from deadcheck.formats import LoadedModel, LoadOptions, open_live, open_model
 from deadcheck.offloaded import device_of, spread
 from deadcheck.out_of_memory import DoesNotFit
@@ -199,6 +199,11 @@ def measure(
     """
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     own = counted(loaded, batches, settings, progress, shard=shard, checkpoint=checkpoint, watch=watch)
+    if shard.index > 1 and not own.part.samples:
+        raise ReportedElsewhere(
+            f"no batch falls to shard {shard.index}/{shard.count}, for there are fewer; {checkpoint} is written, and "
+            "merge takes it with the others"
+        )
     seen = parts.measurement(own.scan, own.part)
     return replace(seen, seconds=time.perf_counter() - clock, spent=own.spent, started=_at(started))
 

@@ -29,6 +29,11 @@ def number_of(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
+def too_few(number: int, thing: str) -> str:
+    """Say that a number of things is too small: ``1 sample is too few``."""
+    return f"{number_of(number, thing)} {'is' if number == 1 else 'are'} too few"
+
+
 def exceeds(part: int, whole: int, limit: Fraction) -> bool:
     """Tell whether ``part / whole`` is above a limit; exact."""
     return part * limit.denominator > limit.numerator * whole

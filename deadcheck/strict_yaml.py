@@ -54,15 +54,28 @@ def yaml_root(path: Path) -> yaml.Node | None:
         raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
 
 
-def toml_root(path: Path) -> yaml.Node | None:
-    """Return the table ``tool.deadcheck`` of a pyproject.toml, as nodes without lines; None when there is none."""
+def toml_table(path: Path) -> Any:
+    """Return the table ``tool.deadcheck`` of a TOML file; None when there is none."""
     try:
-        table = tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
-        return None if table is None else yaml.SafeDumper(io.StringIO()).represent_data(table)
+        return tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
-    except (ValueError, yaml.YAMLError, AttributeError) as error:  # a number may be too long for Python
+    except (ValueError, AttributeError) as error:  # a number may be too long for Python
         raise ConfigError(f"{path}: not valid TOML: {brief(str(error))}; correct the file") from error
+
+
+def toml_root(path: Path) -> yaml.Node:
+    """Return the settings of a TOML file as nodes without lines: its table ``tool.deadcheck``, or the whole file.
+
+    ConfigError for a pyproject.toml without the table, which holds settings of others alone.
+    """
+    table = toml_table(path)
+    if table is None and path.name == "pyproject.toml":
+        raise ConfigError(f"{path}: holds no table [tool.deadcheck]; add it, or name the file that holds the settings")
+    try:
+        return yaml.SafeDumper(io.StringIO()).represent_data(tomllib.loads(read_text(path)) if table is None else table)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: holds what no setting is ({brief(str(error))}); correct the file") from error
 
 
 def line_of(node: yaml.Node) -> int | None:

@@ -48,8 +48,8 @@ def write_safely(path: Path, write: Callable[[Path], None], what: str = "") -> N
     """
     target = path.resolve()
     try:
-        if target.exists() and not target.is_file():
-            write(target)  # a device or a pipe: a file put in its place would be the end of it
+        if path.exists() and not path.is_file():
+            write(path)  # a device or a pipe: a file put in its place would be the end of it
             return
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
         os.close(handle)

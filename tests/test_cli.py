@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -321,9 +322,76 @@ def test_a_full_disk_behind_stdout_is_one_sentence_and_no_failed_rule(arguments:
 
     assert done.returncode == 2
     assert done.stderr == (
-        "deadcheck: error: cannot write to stdout: No space left on device; write reports to files with "
-        "-o FORMAT=PATH\n"
+        "deadcheck: error: cannot write to stdout: No space left on device; make room, or send it elsewhere\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("command", ["scan", "gate"])
+def test_a_full_disk_behind_both_streams_is_no_failed_rule(command: str, model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deadcheck", command, str(model)],
+            stdout=full, stderr=full, cwd=ROOT, timeout=120, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("scan", ""), ("gate", "net.pt", "--baseline", ""), ("scan", "net.pt", "--arch", "")]
+)
+def test_an_empty_argument_is_no_file(arguments: tuple[str, ...], model: Path) -> None:
+    run = deadcheck(*arguments, cwd=model.parent)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (f"deadcheck: error: argument {len(arguments)} is empty; is it a variable that is not set?\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="what a shell does")
+def test_a_working_directory_that_is_gone(model: Path) -> None:
+    (model.parent / "gone").mkdir()
+    command = f"{sys.executable} -P -m deadcheck scan ../net.pt"
+    line = f"cd {shlex.quote(str(model.parent / 'gone'))} && rmdir ../gone && {command}"
+    run = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+    assert run.returncode == 2
+    assert run.stderr.startswith("deadcheck: error: the working directory cannot be found (No such file or directory)")
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("columns", ["abc", "1e9", "99999999", "-5", ""])
+def test_a_width_that_is_none(columns: str, model: Path) -> None:
+    run = deadcheck("scan", model, COLUMNS=columns)
+
+    assert run.returncode == 0, run.stderr
+    assert max(map(len, run.stdout.splitlines())) <= 400
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a device of Unix")
+def test_a_report_goes_to_a_pipe_by_its_name(model: Path) -> None:
+    run = deadcheck("scan", model, "-f", "concise", "-o", "json=/dev/stderr")
+
+    assert run.returncode == 0
+    assert json.loads(run.stderr)["status"] == "pass"
+
+
+@pytest.mark.parametrize("group", ["plot", "config", "baseline"])
+def test_a_group_alone_is_its_help(group: str) -> None:
+    run = deadcheck(group)
+
+    assert (run.returncode, run.stderr) == (2, "")
+    assert "Usage: " in run.stdout
+
+
+def test_a_command_that_is_none() -> None:
+    run = deadcheck("doctor")
+
+    assert (run.returncode, run.stderr) == (
+        2, "deadcheck: error: No such command 'doctor'; see 'deadcheck --help'\n"
+    )  # fmt: skip
 
 
 @pytest.mark.skipif(os.name != "posix", reason="what a shell does")
@@ -406,9 +474,17 @@ def test_two_reports_do_not_go_to_one_file(model: Path) -> None:
     done = deadcheck("gate", "net.pt", "-o", "json=z", "-o", "sarif=./z", cwd=model.parent)
 
     assert (done.returncode, done.stderr) == (
-        2, "deadcheck: error: two reports are to go to one file; name a file for each\n"
+        2, "deadcheck: error: the json report and the sarif report are to go to one file; name a file for each\n"
     )  # fmt: skip
     assert not (model.parent / "z").exists()
+
+
+def test_a_checkpoint_and_a_report_do_not_go_to_one_file(model: Path) -> None:
+    done = deadcheck("scan", "net.pt", "--checkpoint", "z", "-o", "json=./z", cwd=model.parent)
+
+    assert (done.returncode, done.stderr) == (
+        2, "deadcheck: error: --checkpoint and the json report are to go to one file; name a file for each\n"
+    )  # fmt: skip
 
 
 def test_what_an_interrupt_leaves_is_said(tmp_path: Path) -> None:

@@ -663,11 +663,30 @@ def test_a_deadcheck_yaml_stands_before_the_project_file(tmp_path: Path) -> None
     assert find_config(tmp_path) == tmp_path / "deadcheck.yaml"
 
 
-def test_a_project_file_of_others_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[tool.ruff]\n", "# see tool.deadcheck\n[tool.ruff]\n"])
+def test_a_project_file_of_others_is_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / ".git").mkdir()
-    (tmp_path / "pyproject.toml").write_text("[tool.ruff]\n")
+    (tmp_path / "pyproject.toml").write_text(text)
 
     assert find_config(tmp_path) is None
+    with pytest.raises(ConfigError, match=r"pyproject.toml: holds no table \[tool.deadcheck\]"):
+        load_config(tmp_path / "pyproject.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ['[policy]\nmax_layer_dead = "7%"\n', '[tool.deadcheck.policy]\nmax_layer_dead = "7%"\n']
+)
+def test_another_toml_file_holds_the_settings_themselves(tmp_path: Path, text: str) -> None:
+    (tmp_path / "deadcheck.toml").write_text(text)
+
+    assert load_config(tmp_path / "deadcheck.toml").policy.max_layer_dead == Fraction(7, 100)
+
+
+def test_what_is_no_setting_in_another_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "deadcheck.toml").write_text("batch_size = 3\n")
+
+    with pytest.raises(ConfigError, match="unknown key batch_size"):
+        load_config(tmp_path / "deadcheck.toml")
 
 
 # Anything at all.

@@ -257,7 +257,7 @@ def test_2_code_of_the_users_that_exits(project: Path, code: object) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["few.pt"], "10 samples are too few to judge; 289 more are needed"),
+        (["few.pt"], "10 samples are too few to judge; it takes 299"),
         (["net.pt", "-d", "random", "--input-shape", "4"], "the inputs are random numbers"),
         (["flat.pt", "-d", "net.sample.npz"], "no activation ran in 300 samples"),
         (["net.pt", "-b", "other.json"], "layers of the baseline are not in the model: features.1"),

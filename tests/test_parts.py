@@ -231,6 +231,25 @@ def test_merge_prints_the_report_of_one_run(tmp_path: Path) -> None:
     assert "shard 2/4 is missing; scan it with --shard 2/4" in lost.stderr
 
 
+def test_a_shard_to_which_no_batch_falls_is_no_failure(tmp_path: Path) -> None:
+    scan = [word if word != "8" else "64" for word in saved(tmp_path)]  # two batches
+    runs = [
+        deadcheck(*scan, "--shard", f"{index}/3", "--checkpoint", str(tmp_path / f"{index}.part"))
+        for index in (1, 2, 3)
+    ]
+    merged = deadcheck("merge", *(str(tmp_path / f"{index}.part") for index in (1, 2, 3)), "--per-unit", "-f", "json")
+    alone = deadcheck(*scan, "-f", "json")
+
+    assert [run.returncode for run in (*runs, merged)] == [0, 0, 0, 0]
+    assert runs[2].stdout == ""
+    assert runs[2].stderr == (
+        f"deadcheck: note: no batch falls to shard 3/3, for there are fewer; {tmp_path / '3.part'} is written, "
+        "and merge takes it with the others\n"
+    )
+    whole, joined = (json.loads(run.stdout) for run in (alone, merged))
+    assert whole["sites"] == joined["sites"]
+
+
 def test_a_shard_needs_a_file() -> None:
     run = deadcheck("scan", "x.pt", "--shard", "1/2")
 

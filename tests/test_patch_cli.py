@@ -200,6 +200,7 @@ def test_layers_and_shares_choose(model: Path) -> None:
     [
         (["--alpha", "0"], "--alpha 0 is ReLU itself, so nothing would change"),
         (["--alpha", "-0.1"], "--alpha -0.1 would turn negative inputs into positive outputs"),
+        (["--alpha", "1e-300"], "--alpha 1e-300 is no slope that float32 can hold; give one above 0, as 0.01"),
         (["--alpha", "1"], "lets negative inputs through whole"),
         (["--alpha", "1.5"], "lets negative inputs through whole"),
         (["--alpha", "inf"], "lets negative inputs through whole"),
@@ -210,7 +211,8 @@ def test_layers_and_shares_choose(model: Path) -> None:
         (["--to", "elu", "--alpha", "auto"], "--alpha auto chooses a slope, and elu has none"),
         (["--to", "elu", "--alpha", "inf"], "--alpha inf is not finite"),
         (["--tolerance", "1%"], "--tolerance is how far --alpha auto may move the outputs; add --alpha auto"),
-        (["--alpha", "auto", "--tolerance", "5"], "5 could mean 5% or 5 times; write 5% or 0.05"),
+        (["--only-dead", "--min-dead-share", "-1"], "--min-dead-share: '-1' is not a share"),
+        (["--alpha", "auto", "--tolerance", "5"], "--tolerance: 5 could mean 5% or 5 times; write 5% or 0.05"),
         (["--alpha", "auto", "--tolerance", "0"], "--tolerance 0 allows no slope at all"),
         (["--all", "--only-dead"], "--all changes every ReLU, so it goes with none of --only-dead"),
         (["--dead-from", "x.json"], "--dead-from says which units are dead, for --only-dead; add that"),
@@ -245,6 +247,53 @@ def test_nothing_is_written_over_by_accident(model: Path, tmp_path: Path) -> Non
     assert "is the model itself, which is never written over" in over.stderr
     assert forced.returncode == 0
     assert (tmp_path / "fixed.pt").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--save-report", "json=fixed.pt"), "the patched model and the json report are to go to one file"),
+        (("--patch-file", "./fixed.pt"), "the patched model and the patch file are to go to one file"),
+        (("--patch-file", "r", "--save-report", "json=r"), "the patch file and the json report are to go to one file"),
+        (
+            ("--save-report", "json=r", "--save-report", "markdown=r"),
+            "the json report and the markdown report are to go",
+        ),
+    ],
+)
+def test_one_file_is_not_written_twice(model: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    run = deadcheck("patch", model, "-o", "fixed.pt", *options, cwd=tmp_path)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert message in run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt", "net.sample.npz"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-o", "fixed.pt", "--patch-file", "data.npz"),
+        ("-o", "./data.npz"),
+        ("-o", "fixed.pt", "--patch-file", "old.yaml", "--from-file", "old.yaml"),
+    ],
+)
+def test_what_is_read_is_not_written_over_by_force(model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    model.with_name("net.sample.npz").rename(tmp_path / "data.npz")
+    deadcheck("patch", model, "--data", "data.npz", "--patch-file", "old.yaml", cwd=tmp_path)
+    before = {path.name: digest(path) for path in tmp_path.iterdir()}
+
+    run = deadcheck("patch", model, "--data", "data.npz", *options, "--force", cwd=tmp_path)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "is a file that this command reads, and would be lost" in run.stderr
+    assert {path.name: digest(path) for path in tmp_path.iterdir()} == before
+
+
+def test_a_patch_file_is_written_over_by_force(model: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run = deadcheck("patch", model, "-o", "./fixed.pt", "--patch-file", "./p.yaml", "--force", cwd=tmp_path)
+
+        assert run.returncode == 0, run.stderr
 
 
 def test_without_an_output_the_patch_file_is_written_here(model: Path, tmp_path: Path) -> None:

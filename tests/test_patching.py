@@ -111,6 +111,15 @@ def test_what_was_left_is_told_with_why(tmp_path: Path) -> None:
     ]
 
 
+def test_a_ceiling_without_dead_units_was_not_chosen(tmp_path: Path) -> None:
+    model = net(dead(nn.Linear(6, 4), slice(2)), nn.ReLU(), nn.Linear(4, 4), nn.ReLU6())
+    with torch.no_grad():
+        model[2].bias.fill_(5.0)
+    found = result(model, tmp_path, Choice(only_dead=True, clipped=True))
+
+    assert [(item.where, item.reason) for item in found.left] == [("3", "not chosen")]
+
+
 def test_a_ceiling_stays(tmp_path: Path) -> None:
     model = net(nn.Linear(6, 4), nn.ReLU6(), nn.Linear(4, 4), nn.Hardtanh(0, 3, inplace=True))
     of = study(model, tmp_path)

@@ -14,7 +14,7 @@ from deadcheck.commands.options import REPORT
 from deadcheck.errors import UsageError
 
 if TYPE_CHECKING:
-    from deadcheck.patch_plan import Replacement
+    from deadcheck.patch_plan import Kind, Replacement
     from deadcheck.remedies.base import Choice
 
 CHANGE = "What changes"
@@ -108,7 +108,6 @@ class Chosen:
 def chosen(wish: Wish, model: str | None) -> Chosen:
     """Return what the options mean together; UsageError where they do not fit, before any work."""
     from deadcheck.remedies.base import Choice
-    from deadcheck.shares import share
 
     if wish.everything and (wish.only_dead or wish.layers or wish.min_dead_share or wish.dead_from):
         raise UsageError("--all changes every ReLU, so it goes with none of --only-dead, --layers, --min-dead-share")
@@ -120,7 +119,7 @@ def chosen(wish: Wish, model: str | None) -> Chosen:
         only_dead=wish.only_dead,
         dead=dead,
         layers=tuple(wish.layers),
-        min_dead_share=0.0 if wish.min_dead_share is None else float(share(wish.min_dead_share)),
+        min_dead_share=0.0 if wish.min_dead_share is None else _share("--min-dead-share", wish.min_dead_share),
         clipped=wish.clipped,
     )
     return Chosen(choice, _tolerance(wish), digest)
@@ -131,6 +130,15 @@ def _dead_units(path: Path, model: str | None) -> tuple[dict[str, tuple[tuple[in
 
     record = read_report(path, model)
     return {site.key: site.dead_units for site in record.sites}, record.model.sha256
+
+
+def _share(option: str, text: str) -> float:
+    from deadcheck.shares import share
+
+    try:
+        return float(share(text))
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
 
 
 def replacement_of(to: str, alpha: str | None) -> Replacement:
@@ -148,40 +156,30 @@ def replacement_of(to: str, alpha: str | None) -> Replacement:
         if to not in ("leaky", "prelu"):
             raise UsageError(f"--alpha auto chooses a slope, and {to} has none; give a number, or --to leaky")
         return Replacement(kind, _DEFAULTS[to])
-    return Replacement(kind, _DEFAULTS[to] if alpha is None else _slope(alpha, to))
+    return Replacement(kind, _DEFAULTS[to] if alpha is None else _slope(alpha, kind))
 
 
-def _slope(text: str, to: str) -> float:
+def _slope(text: str, kind: Kind) -> float:
+    from deadcheck.patch_plan import slope_fault
+
     try:
         alpha = float(text)
     except ValueError:
         alpha = math.nan
     if math.isnan(alpha):
         raise UsageError(f"--alpha {text!r} is not a number; write 0.01, or auto")
-    if alpha == 0:
-        raise UsageError(f"--alpha {text} is ReLU itself, so nothing would change; give a slope above 0, as 0.01")
-    if alpha < 0:
-        raise UsageError(
-            f"--alpha {text} would turn negative inputs into positive outputs; give a slope above 0, as 0.01"
-        )
-    if alpha >= 1 and to != "elu":
-        raise UsageError(
-            f"--alpha {text} lets negative inputs through whole, and layers without a bend between them are one linear "
-            "layer; give a slope below 1, as 0.01"
-        )
-    if math.isinf(alpha):
-        raise UsageError(f"--alpha {text} is not finite; give a number, as 1.0")
+    if fault := slope_fault(kind, alpha):
+        raise UsageError(f"--alpha {text} {fault}")
     return alpha
 
 
 def _tolerance(wish: Wish) -> float | None:
-    from deadcheck.shares import share
 
     if wish.alpha != "auto":
         if wish.tolerance is not None:
             raise UsageError("--tolerance is how far --alpha auto may move the outputs; add --alpha auto")
         return None
-    tolerance = float(share(wish.tolerance or "1%"))
+    tolerance = _share("--tolerance", wish.tolerance or "1%")
     if tolerance == 0:
         raise UsageError("--tolerance 0 allows no slope at all; give a share above 0, as 1%")
     return tolerance

@@ -84,7 +84,7 @@ def patch(
     from deadcheck.commands.inputs import settings, shape_of, unit_axes
     from deadcheck.commands.measuring import Reading
     from deadcheck.commands.one_model import Job, one_target, places_of, publish
-    from deadcheck.commands.output import look_of
+    from deadcheck.commands.output import check_apart, check_place, look_of
     from deadcheck.reports.patches import PATCHES
 
     wish = choosing.Wish(
@@ -104,12 +104,18 @@ def patch(
     wanted = choosing.chosen(wish, target.path)
     job = Job(target, Reading(arch, arch_arg or (), allow_class or (), key, trust=trust), quiet)
 
-    from deadcheck.patch_job import PatchOptions, run  # after every check that needs no torch
+    from deadcheck.patch_job import PatchOptions, patch_file_for, run  # after every check that needs no torch
 
     asked = PatchOptions(
         choice=wanted.choice, tolerance=wanted.tolerance, report_sha256=wanted.report_sha256, from_file=from_file,
         output=output, patch_file=patch_file, force=force, dry_run=dry_run,
     )  # fmt: skip
+    written = [("the patched model", output), ("the patch file", patch_file_for(asked))]
+    files = [] if dry_run else [(what, path) for what, path in written if path is not None]
+    check_apart([*files, *((f"the {name} report", path) for name, path in places)])
+    for what, path in files:
+        if path.resolve() != Path(target.path).resolve():  # of the model itself more is said
+            check_place(what, str(path), str(path))
     result = job.run(lambda path, load, config, advance: run(path, load, config, asked, advance))
     publish(places, lambda name, is_seen: PATCHES[name](result, look if is_seen else replace(look, color=False)))
     return result.exit_code

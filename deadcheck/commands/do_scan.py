@@ -58,7 +58,7 @@ def scan(
     """
     from deadcheck.commands.inputs import settings, shape_of, sizes, unit_axes
     from deadcheck.commands.measuring import Reading, Run, scans
-    from deadcheck.commands.output import check_place, look_of, outputs_of, publish
+    from deadcheck.commands.output import check_apart, check_place, look_of, outputs_of, publish
     from deadcheck.errors import UsageError
     from deadcheck.reports import worst_code
     from deadcheck.shard import WHOLE, shard_of
@@ -93,6 +93,7 @@ def scan(
         raise UsageError("--checkpoint keeps one process; in several give each a --shard I/N, without torchrun")
     if checkpoint is not None:
         check_place("--checkpoint", str(checkpoint))
+        check_apart([("--checkpoint", checkpoint), *((f"the {name} report", path) for name, path in outputs)])
     run = Run(settings(config, flags), reading, None, own, checkpoint, per_unit=per_unit, quiet=quiet, debug=debug)
     outcomes = list(scans([] if model is None else [model], run))
     if not outcomes and own.index > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,11 @@ def scans(models: Sequence[Path], run: Run) -> Iterator[Outcome]:
     if run.checkpoint is not None and len(targets) > 1:
         raise UsageError(f"--checkpoint keeps one scan, and there are {len(targets)} models; name one")
     for target in targets:
-        with suppress(ReportedElsewhere):
+        try:
             yield attempted(target.path, partial(_scan, target, run), debug=run.debug)
+        except ReportedElsewhere as told:
+            if run.checkpoint is not None:
+                print_note(str(told))
 
 
 def _scan(target: Target, run: Run) -> Outcome:

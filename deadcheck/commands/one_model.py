@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deadcheck.commands.inputs import Target, targets_of
 from deadcheck.commands.measuring import Reading
-from deadcheck.commands.output import check_place, progress, write
+from deadcheck.commands.output import check_apart, check_place, progress, write
 from deadcheck.config import Config
 from deadcheck.errors import UsageError
 from deadcheck.safe_text import inert
@@ -59,6 +59,7 @@ def places_of(stdout_format: str, pairs: Sequence[str], known: Mapping[str, obje
     unknown = sorted({name for name, _ in places} - set(known))
     if unknown:
         raise UsageError(f"unknown format {unknown[0]!r}; there are {', '.join(known)}")
+    check_apart([(f"the {name} report", path) for name, path in places])
     return places
 
 

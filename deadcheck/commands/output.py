@@ -44,10 +44,20 @@ def outputs_of(chosen: str | None, pairs: Sequence[str], *, usual: str) -> list[
         raise UsageError(f"unknown report format {unknown[0]!r}; there are {', '.join(REPORTS)}")
     if sum(path == "-" for _, path in outputs) > 1:
         raise UsageError("two reports on stdout would run into one; write one of them to a file, with -o FORMAT=PATH")
-    files = [Path(path).resolve() for _, path in outputs if path != "-" and not Path(path).is_char_device()]
-    if len(set(files)) < len(files):
-        raise UsageError("two reports are to go to one file; name a file for each")
+    check_apart([(f"the {name} report", path) for name, path in outputs])
     return sorted(outputs, key=lambda output: output[1] == "-")
+
+
+def check_apart(places: Sequence[tuple[str, str | Path]]) -> None:
+    """Refuse two things, each with what it is, that are to go to one file, where one of them would be lost."""
+    met: dict[Path, str] = {}
+    for what, path in places:
+        if str(path) == "-" or Path(path).is_char_device():
+            continue
+        place = Path(path).resolve()
+        if place in met:
+            raise UsageError(f"{met[place]} and {what} are to go to one file; name a file for each")
+        met[place] = what
 
 
 def check_place(what: str, path: str, argument: str | None = None, *, is_baseline: bool = False) -> None:
@@ -70,7 +80,10 @@ def check_place(what: str, path: str, argument: str | None = None, *, is_baselin
 def _read_by_command(written: str, is_baseline: bool) -> Iterator[str]:
     """Yield what may be a file among all that the command line and the settings name, but for the one ``written``."""
     named = sys.argv[1:]
-    own = [i for i, text in enumerate(named) if text == written or (text.startswith("-") and text.endswith(written))]
+    own = [
+        i for i, text in enumerate(named)
+        if text == written or Path(text) == Path(written) or (text.startswith("-") and text.endswith(written))
+    ]  # fmt: skip
     read = [text for i, text in enumerate(named) if i not in own[-1:]]
     for file in _settings_of(named):
         read += [str(file), *(text for name, text in files_named_in(file) if not (is_baseline and name == "baseline"))]
@@ -101,10 +114,10 @@ def look_of(
         raise UsageError(f"--color {color!r} is not auto, always or never")
     terminal = sys.stdout.isatty()
     automatic = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size((120, 24)).columns if terminal else int(os.environ.get("COLUMNS") or 120)
+    width = shutil.get_terminal_size((120, 24)).columns
     unicode = "utf" in (sys.stdout.encoding or "").lower() and os.environ.get("TERM") != "dumb"
     return RenderOptions(
-        width=max(width, 60),
+        width=min(max(width, 60), 400),
         color=color == "always" or (color == "auto" and automatic),
         unicode=unicode and not ascii,
         per_unit=per_unit,

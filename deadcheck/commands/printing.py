@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from deadcheck.errors import UsageError
 from deadcheck.safe_text import plain
@@ -18,20 +19,20 @@ def print_text(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        leave_stdout()
+        leave(sys.stdout)
     except OSError as error:
-        leave_stdout()
+        leave(sys.stdout)
         raise UsageError(stdout_failed(error)) from error
 
 
 def stdout_failed(error: OSError) -> str:
     """Say that stdout could not be written."""
-    return f"cannot write to stdout: {error.strerror}; write reports to files with -o FORMAT=PATH"
+    return f"cannot write to stdout: {error.strerror}; make room, or send it elsewhere"
 
 
-def leave_stdout() -> None:
-    """Let what is still to be printed go nowhere: Python prints a traceback when it cannot flush it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave(stream: TextIO) -> None:
+    """Let what is still to be printed go nowhere: Python exits with a code of its own when it cannot flush it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def open_streams() -> None:
@@ -48,9 +49,17 @@ def open_streams() -> None:
 
 def print_note(message: str) -> None:
     """Say something about a run that worked, on stderr."""
-    print(f"deadcheck: note: {plain(message)}", file=sys.stderr)
+    _say(f"deadcheck: note: {plain(message)}")
 
 
 def print_error(message: str) -> None:
     """Say what went wrong, on stderr."""
-    print(f"deadcheck: error: {plain(message)}", file=sys.stderr)
+    _say(f"deadcheck: error: {plain(message)}")
+
+
+def _say(line: str) -> None:
+    """Print to stderr; where that cannot be written, as on a full disk, the exit code alone tells."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        leave(sys.stderr)
