@@ -11,7 +11,7 @@ _OWN_NAMESPACES = ("aten", "prims", "prim", "profiler", "quantized", "mkldnn")
 _FUSED = ("quantized_rnn_tanh_cell_dynamic",)
 """Operators with an activation inside whose names do not say so."""
 
-_NOT_PLAIN = suspects.NAMES | {"sin", "_nested_tensor_from_mask_left_aligned"}
+_NOT_PLAIN = suspects.NAMES | {"_nested_tensor_from_mask_left_aligned"}
 
 Remark = tuple[Callable[[tuple[Any, ...]], bool], str]
 _EXPERTS = (

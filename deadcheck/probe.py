@@ -33,6 +33,7 @@ from deadcheck.preserve import nothing_fused
 from deadcheck.roster import Roster, SiteRecord
 from deadcheck.sites import SiteStats, Skipped
 from deadcheck.stats import SiteCounter
+from deadcheck.suspects import MAY_BE
 from deadcheck.weights import module_names
 from deadcheck.whereabouts import Whereabouts, never_ran
 
@@ -435,9 +436,11 @@ class Probe:
         """List what may be an activation written out by hand."""
         suspect = running.suspects.see(name, args, output)
         if suspect is not None:
-            self._meter.skip(suspect, "looks like an activation written out by hand; not measured")
-        elif name == "sin" and isinstance(known := self._follow.look(args[0]), Flow) and known.axis_from:
-            self._meter.skip("aten.sin", "a sine of a layer's output may be its activation; not measured")
+            if isinstance(self._follow.look(output), Flow):  # or it is of weights or constants alone
+                self._meter.skip(suspect, "looks like an activation written out by hand; not measured")
+        elif name in MAY_BE and isinstance(known := self._follow.look(args[0]), Flow) and known.axis_from:
+            reason = f"{MAY_BE[name]} of a layer's output may be its activation; not measured"
+            self._meter.skip(f"aten.{name}", reason)
 
     def _move(self, args: tuple[Any, ...]) -> None:
         """Follow a mark of a program to where it stands now."""

@@ -10,6 +10,7 @@ from torch import Tensor
 _COMPARES = frozenset(("gt", "ge", "lt", "le"))
 _CURVES = frozenset(("erf", "exp", "expm1", "atan"))
 _KEEPS = frozenset(("_to_copy", "clone", "logical_not", "bitwise_not", "neg", "reciprocal", "square"))
+_ADDS = frozenset(("add", "add_"))
 _SCALES = frozenset(("add", "sub", "mul", "div", "rsub", "pow", "minimum", "add_", "sub_", "mul_", "div_"))
 
 
@@ -32,6 +33,8 @@ class Suspects:
             return f"aten.{name}"
         elif name in _KEEPS or name in _SCALES:
             self._pass_on(args, output)
+            if name in _ADDS and (made := self._of(output)) is not None and made[0] == "curve" and _is_number(args[1]):
+                self._note(output, "raised", made[1])
         return None
 
     def curve(self, source: Tensor, output: Tensor) -> None:
@@ -74,13 +77,16 @@ class Suspects:
         return made[1] is plain or (other is not None and other[0] == "straight" and other[1] is made[1])
 
     def _product(self, args: tuple[Any, ...]) -> bool:
-        return any(self._meets(*pair, "sign", "curve") for pair in (args[:2], args[1::-1]))
+        return any(self._meets(*pair, "sign", *_BENT) for pair in (args[:2], args[1::-1]))
 
     def _quotient(self, args: tuple[Any, ...]) -> bool:
-        return self._meets(args[1], args[0], "abs", "curve") or self._product(args)
+        above, below = self._of(args[0]), self._of(args[1])
+        if above is not None and below is not None and above[0] in _BENT and below[0] in _BENT:
+            return above[1] is below[1]  # as a hyperbolic tangent of exponentials
+        return self._meets(args[1], args[0], "abs", *_BENT) or self._product(args)
 
     def _difference(self, args: tuple[Any, ...]) -> bool:
-        return self._meets(args[1], args[0], "curve")
+        return self._meets(args[1], args[0], *_BENT)
 
     def _sum(self, args: tuple[Any, ...]) -> bool:
         return any(self._meets(*pair, "abs") for pair in (args[:2], args[1::-1]))
@@ -90,7 +96,18 @@ class Suspects:
 
     def _bends_from(self, sign: Any, branch: Any) -> bool:
         made = self._of(branch)
-        return made is not None and made[0] == "curve" and self._is(sign, "sign", made[1])
+        return made is not None and made[0] in _BENT and self._is(sign, "sign", made[1])
+
+    def _larger(self, args: tuple[Any, ...]) -> bool:
+        """The larger of a value and itself times a slope is a leaky ReLU."""
+        return any(self._is(scaled, "straight", plain) for scaled, plain in (args[:2], args[1::-1]))
+
+    def _softplus(self, args: tuple[Any, ...]) -> bool:
+        return (made := self._of(args[0])) is not None and made[0] == "curve"
+
+    def _of_raised(self, args: tuple[Any, ...]) -> bool:
+        """As 1 / (1 + exp(-x)), or log(1 + exp(x))."""
+        return (made := self._of(args[0])) is not None and made[0] == "raised"
 
     def _fill(self, args: tuple[Any, ...]) -> bool:
         return self._is(args[1], "sign", args[0]) and _is_zero(args[2])
@@ -102,7 +119,8 @@ class Suspects:
         return any(map(_is_zero, args[:2]))
 
 
-_KINDS = ("straight", "sign", "abs", "curve")
+_BENT = ("curve", "raised")
+_KINDS = ("straight", "sign", "abs", *_BENT)
 
 _COMPLETES = {
     "mul": Suspects._product,
@@ -117,10 +135,24 @@ _COMPLETES = {
     "index_put": Suspects._put,
     "index_put_": Suspects._put,
     "fmax": Suspects._bound,
+    "maximum": Suspects._larger,
+    "logaddexp": Suspects._bound,
+    "log1p": Suspects._softplus,
+    "log": Suspects._of_raised,
+    "reciprocal": Suspects._of_raised,
 }
 
-NAMES = frozenset((*_COMPARES, "abs", *_CURVES, *_COMPLETES, *_KEEPS, *_SCALES))
+MAY_BE = {
+    "sin": "a sine", "cos": "a cosine", "atan": "an arctangent", "sign": "a sign", "heaviside": "a step",
+}  # fmt: skip
+"""Operators that may be the activation of a layer, by name alone."""
+
+NAMES = frozenset((*_COMPARES, "abs", *_CURVES, *_COMPLETES, *_KEEPS, *_SCALES, *MAY_BE))
 """Operators that are looked at; no other can be part of an activation written out by hand."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _is_zero(value: Any) -> bool:
