@@ -165,11 +165,45 @@ def put_along(call: Call) -> Result | None:
         axis if size == new else positions(new)
         for axis, size, new in zip(known.axes, source.shape, call.shape, strict=True)
     ]
-    axes[dim] = fresh(call.shape, call.batch)[dim]
+    axes[dim], rows = fresh(call.shape, call.batch)[dim], None
     lost = has(known.axes[dim], UNIT)
-    elsewhere = any(has(axis, SAMPLE) for i, axis in enumerate(axes) if i != dim)
-    flow = known._replace(axes=tuple(axes), rows=known.rows if elsewhere else None)
+    if any(has(axis, SAMPLE) for i, axis in enumerate(axes) if i != dim):
+        rows = known.rows
+    elif has(known.axes[dim], SAMPLE) and not has(axes[dim], SAMPLE):
+        of = _sample_of_each((known.axes[dim],), known.rows, source.device)
+        axes[dim], rows = _gathered(of, _along(call.args[2], dim), call.shape[dim], call.batch) or (axes[dim], None)
+    flow = known._replace(axes=tuple(axes), rows=rows)
     return [_put(into, call, flow.demoted() if lost else flow, known)]
+
+
+def _along(index: Any, dim: int) -> Any:
+    """Return an index along one axis; None where it is another for each of the other entries."""
+    others = tuple(i for i in range(index.dim()) if i != dim)
+    first = index[tuple(slice(None) if i == dim else slice(1) for i in range(index.dim()))]
+    is_same = all(index.stride(i) == 0 or index.shape[i] == 1 for i in others) or bool((index == first).all())
+    return first.reshape(-1) if is_same else None
+
+
+def _gathered(of: Any, index: Any, size: int, batch: int) -> tuple[Axis, Any] | None:
+    """Return the axis of what rows of these samples were put into, and its rows; None where samples were mixed.
+
+    An entry that got no row is of the sample that its place says, if all others are, as nodes without a message are.
+    """
+    if index is None or index.shape != of.shape:
+        return None
+    told = torch.full((size,), -1, dtype=of.dtype, device=of.device)
+    told[index] = of
+    if not bool((told[index] == of).all()):
+        return None
+    each = size // batch
+    own = torch.arange(size, device=of.device)
+    for axis, sample in (
+        (samples(batch) + positions(each), own // max(each, 1)),
+        (positions(each) + samples(batch), own % batch),
+    ):
+        if each * batch == size and bool(((told == sample) | (told < 0)).all()):
+            return axis, None
+    return None if bool((told < 0).any()) else (samples(size), told)
 
 
 def put(call: Call) -> Result | None:

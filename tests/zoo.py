@@ -903,6 +903,44 @@ class Modulated(Zoo):
         return oracle.keep(":relu#2", z, z.clamp(min=0))
 
 
+class Messages(Zoo):
+    """Messages along edges, added up at the nodes of all samples at once; a node may get none."""
+
+    shape = (5, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message, self.update, self.other, self.last = (
+            nn.Linear(*size) for size in ((6, 4), (4, 5), (4, 5), (4, 3))
+        )
+
+    def run(self, x, act):
+        n, nodes, width = x.shape
+        start, end = (torch.tensor(ends) for ends in ([0, 1, 2, 2, 4], [1, 2, 1, 4, 2]))  # nothing comes to 0 and 3
+        offsets = torch.arange(n)[:, None] * nodes
+        flat, start, end = x.reshape(-1, width), (start + offsets).view(-1), (end + offsets).view(-1)
+        sent = self.message(flat[start])
+        summed = torch.zeros(n * nodes, 4).scatter_add(0, end[:, None].expand_as(sent), sent)
+        added = torch.zeros(n * nodes, 4).index_add_(0, end, sent)
+        by_node = flat.view(n, nodes, width).transpose(0, 1).reshape(-1, width)  # nodes before samples
+        largest = torch.zeros(n * nodes, 4).scatter_reduce(
+            0, torch.arange(nodes * n)[:, None].repeat(1, 4), self.message(by_node), "amax", include_self=False
+        )
+        h = act(1, self.update(summed), (n, nodes, 5), 0) + act(2, self.other(added), (n, nodes, 5), 0)
+        y = act(3, self.last(largest), (nodes, n, 3), 1)
+        return h.view(n, nodes, 5).sum(1).sum(1) + y.view(nodes, n, 3).sum(0).sum(1)
+
+    def forward(self, x):
+        return self.run(x, lambda number, z, shape, sample: F.relu(z))
+
+    def reference(self, oracle, x):
+        def act(number, z, shape, sample):
+            z = z.view(shape)
+            return oracle.keep(f":relu#{number}", z, z.clamp(min=0), sample=sample, unit=2).view(-1, shape[-1])
+
+        return self.run(x, act)
+
+
 class Neighbours(Zoo):
     """Points gathered by flat indices (DGCNN), by two indices (PointNet++), and the last valid step of each sample."""
 
@@ -1018,7 +1056,7 @@ ZOO: tuple[type[Zoo], ...] = (
     Heads, ConvFlatten, Branches, ChannelsLast, MemoryFormat, Sequence, Experts, PackedTokens, Branching,
     Reparametrised, Dtype, Double, Half, NotFinite, RootWeights, Sliced, Shuffled, SqueezeExcite, Positions,
     GraphMixing, Packed, Routed, Written, Looped, Ensemble, Modulated, Neighbours, FeaturesFirst, Stacked,
-    OneParameter, Dispatched, Resorted, Queries, BlankStates,
+    OneParameter, Dispatched, Resorted, Queries, BlankStates, Messages,
 )  # fmt: skip
 
 
