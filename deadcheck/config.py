@@ -298,7 +298,9 @@ def _read_file(path: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, st
     if not os.path.isfile(file):
         near = difflib.get_close_matches(Path(base).name, PRESETS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are the presets {', '.join(PRESETS)}"
-        raise ConfigError(f"{path}: extends: no such preset or file {base!r}; {hint}")
+        raise ConfigError(
+            f"{path.with_name(reader.origins['extends'])}: extends: no such preset or file {base!r}; {hint}"
+        )
     values, origins = _read_file(file, depth + 1)
     return {**values, **own}, {**origins, **reader.origins}
 

@@ -89,6 +89,14 @@ class Locator:
         flow, rows = self._rows_of(record, flow, samples, path)
         return Seen(record, flow, plan(axes_of(flow)), rows, told)
 
+    def is_chosen(self, path: str, name: str) -> bool:
+        """Tell whether the user named the axis of an activation of this name here."""
+        place = f"{path}:{name}"
+        return any(
+            fnmatchcase(path, pattern) or fnmatchcase(place, pattern) or pattern.startswith(f"{place}#")
+            for pattern, _ in self.unit_axes
+        )
+
     def _chosen(self, flow: Flow, shape: Sequence[int], names: Sequence[str]) -> Flow:
         """Return the flow with its units on the axis that the user chose for one of these names."""
         found = [pair for pair in self.unit_axes if any(fnmatchcase(name, pair[0]) for name in names)]

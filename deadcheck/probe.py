@@ -471,7 +471,12 @@ class Probe:
         if not z.is_floating_point() and name in activations.BOUNDS and not z.is_complex() and not z.is_quantized:
             self._meter.skip(name, "bounds integers, as an index; not taken for an activation")
             return None
-        if isinstance(self._follow.look(z), Weight):
+        known = self._follow.look(z)
+        is_bound = name in activations.BOUNDS and not self._meter.locator.is_chosen(self._where.path, name)
+        if is_bound and isinstance(known, Flow) and known.axes is not None and known.axis_from is None:
+            self._meter.skip(name, "bounds values that are no units of a layer; not taken for an activation")
+            return None
+        if isinstance(known, Weight):
             self._meter.skip(name, "works on weights or constants alone, the same for every sample")
             return None
         return z  # type: ignore[no-any-return]

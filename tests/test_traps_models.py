@@ -278,6 +278,37 @@ def test_bounds_masks_softmax_and_the_output_are_no_activations(function: Callab
     assert diagnosis.measurement.skipped == ()
 
 
+BOOKKEEPING = [
+    lambda m, x: (F.one_hot(m.gate(x).argmax(1), 4).float().cumsum(0) - 1).clamp(0, 2),  # places of tokens in an expert
+    lambda m, x: (x[:, 2:] - x[:, :2]).clamp(min=0).prod(1, keepdim=True),  # areas of boxes
+    lambda m, x: torch.cdist(m.gate(x), m.gate(x)).clamp_min(0).mean(1, keepdim=True),
+    lambda m, x: torch.maximum(x.sum(1, keepdim=True), torch.zeros(())),
+]
+
+
+@pytest.mark.parametrize("function", BOOKKEEPING)
+def test_bounds_of_what_no_layer_made_are_listed(function: Callable[..., Tensor]) -> None:
+    model = Call(
+        lambda m, x: m.act(m.fc(x) + 0 * m.gate(x)) * function(m, x)[:, :1], gate=linear(), fc=linear(), act=nn.ReLU()
+    )
+
+    diagnosis = deadcheck.scan(model, uniform(N, 4))
+
+    assert keys(diagnosis) == ["act"]
+    (item,) = diagnosis.measurement.skipped
+    assert item.reason == "bounds values that are no units of a layer; not taken for an activation"
+    assert not diagnosis.measurement.warnings
+
+
+@pytest.mark.parametrize("pattern", ["", "*", ":clamp#1", ":clamp"])
+def test_a_bound_whose_axis_the_user_names_is_measured(pattern: str) -> None:
+    model = Call(lambda m, x: m.act(m.fc(x.clamp(min=0))), fc=linear(), act=nn.ReLU())
+
+    diagnosis = deadcheck.scan(model, uniform(N, 4), units={pattern: 1})
+
+    assert keys(diagnosis) == [":clamp#1", "act"]
+
+
 def test_attention_scores_are_no_units() -> None:
     layer = nn.MultiheadAttention(4, 2, batch_first=True)
     model = Call(lambda m, x: m.act(m.attention(x, x, x)[0]), attention=layer, act=nn.ReLU())

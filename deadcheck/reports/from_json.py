@@ -113,6 +113,7 @@ def read_reports(path: Path, *, per_unit: bool = False) -> tuple[Outcome, ...]:
     ``per_unit`` reads every unit's numbers too. Raises UsageError for what is no such report.
     """
     text = _bytes_of(path)
+    _check_command(text, path)
     document = _decoded(text, _Report, path)
     numbers = _decoded(text, _UnitsOnly, path) if per_unit else _UnitsOnly()
     sites = [site for part in (numbers, *(numbers.reports or ())) for site in part.sites]
@@ -166,6 +167,19 @@ def _decoded(text: bytes, shape: type[_T], path: Path) -> _T:
             )
             raise UsageError(f"{path}: {kind}; name a report that deadcheck wrote with -o json=PATH") from error
         raise UsageError(f"{path}: not a deadcheck report ({error}); write it anew with -o json=PATH") from error
+
+
+def _check_command(text: bytes, path: Path) -> None:
+    """Refuse the report of a command that measures in another way, as of a patch."""
+    try:
+        own = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):  # whoever reads it says so
+        return
+    if {"tool", "status"} <= own.keys() and own.keys() & {"patch", "stand_in", "tensors", "layers"}:
+        raise UsageError(
+            f"{path}: a report of another command, and not of a scan or a gate; name one that 'deadcheck scan' or "
+            "'gate' wrote"
+        )
 
 
 def _finite(text: str) -> float:

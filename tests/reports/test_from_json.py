@@ -19,6 +19,7 @@ from deadcheck.sites import Family, Skipped
 from tests.records import input_summary, measurement, outcome, scan_record, site_stats
 from tests.reports.test_every_report import EACH, HOSTILE
 from tests.reports.test_every_report import outcome as gated
+from tests.test_cli import SAMPLES, deadcheck
 
 Report = dict[str, Any]
 
@@ -50,6 +51,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, per_unit: bool) -> Non
     again = REPORTS["json"](read_reports(path, per_unit=per_unit), RenderOptions(per_unit=per_unit))
 
     assert again == path.read_text()
+
+
+@pytest.mark.parametrize("command", [("patch", "--dry-run"), ("compare",), ("inspect",)])
+def test_a_report_of_another_command_is_said_to_be_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    run = deadcheck(command[0], SAMPLES / "digits_mlp.pt", *command[1:], "-f", "json")
+    (tmp_path / "other.json").write_text(run.stdout)
+
+    with pytest.raises(UsageError, match=r"other.json: a report of another command, and not of a scan or a gate"):
+        read_reports(tmp_path / "other.json")
 
 
 def test_numbers_of_units_that_a_report_does_not_hold(tmp_path: Path) -> None:
