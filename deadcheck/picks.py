@@ -219,9 +219,16 @@ def put(call: Call) -> Result | None:
     tail = known.axes[len(known.axes) - len(call.shape) + start :] if start < len(call.shape) else ()
     if len(tail) != len(call.shape) - start:
         return [_put(into, call, None, known)]
-    lead = fresh(call.shape, call.batch)[:start]
+    lead, rows = fresh(call.shape, call.batch)[:start], None
+    if start == 1 and len(value.shape) == len(call.shape) and has(known.axes[0], SAMPLE) and not has(lead[0], SAMPLE):
+        index = call.args[1][0]
+        index = index if index.dtype == torch.int64 else index.nonzero().squeeze(1)
+        of = _sample_of_each(known.axes[:1], known.rows, value.device)
+        axis, rows = _gathered(of, index, call.shape[0], call.batch) or (lead[0], None)
+        lead = (axis,)
     told = any(has(axis, UNIT) for axis in tail)
-    flow = Flow((*lead, *(demote(axis, SAMPLE) for axis in tail)), known.feeds, known.axis_from if told else None)
+    axes = (*lead, *(demote(axis, SAMPLE) for axis in tail))
+    flow = Flow(axes, known.feeds, known.axis_from if told else None, rows=rows)
     return [_put(into, call, flow, known)]
 
 

@@ -910,9 +910,8 @@ class Messages(Zoo):
 
     def __init__(self) -> None:
         super().__init__()
-        self.message, self.update, self.other, self.last = (
-            nn.Linear(*size) for size in ((6, 4), (4, 5), (4, 5), (4, 3))
-        )
+        self.message, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.update, self.other, self.third = (nn.Linear(4, 5) for _ in range(3))
 
     def run(self, x, act):
         n, nodes, width = x.shape
@@ -926,8 +925,11 @@ class Messages(Zoo):
         largest = torch.zeros(n * nodes, 4).scatter_reduce(
             0, torch.arange(nodes * n)[:, None].repeat(1, 4), self.message(by_node), "amax", include_self=False
         )
+        written = torch.zeros(n * nodes, 4)
+        written.index_put_((end,), sent, accumulate=True)
         h = act(1, self.update(summed), (n, nodes, 5), 0) + act(2, self.other(added), (n, nodes, 5), 0)
-        y = act(3, self.last(largest), (nodes, n, 3), 1)
+        h = h + act(3, self.third(written), (n, nodes, 5), 0)
+        y = act(4, self.last(largest), (nodes, n, 3), 1)
         return h.view(n, nodes, 5).sum(1).sum(1) + y.view(nodes, n, 3).sum(0).sum(1)
 
     def forward(self, x):
