@@ -385,7 +385,7 @@ def at_axis(flow: Flow, shape: Sequence[int], dim: int, axis_from: str) -> Flow:
     assert plain.axes is not None
     dim %= len(shape)
     made, stride = units(shape[dim]), 1
-    if len(plain.axes[dim]) > 1 and has(plain.axes[dim], SAMPLE):  # samples times channels, as in an instance norm
+    if has(plain.axes[dim], SAMPLE) and axis_from != "user":  # samples times channels, as in an instance norm
         made = ()
         for atom in reversed(plain.axes[dim]):
             made = (atom if atom.role == SAMPLE else Atom(UNIT, atom.size, stride), *made)

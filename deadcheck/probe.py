@@ -441,6 +441,13 @@ class Probe:
         elif name in MAY_BE and isinstance(known := self._follow.look(args[0]), Flow) and known.axis_from:
             reason = f"{MAY_BE[name]} of a layer's output may be its activation; not measured"
             self._meter.skip(f"aten.{name}", reason)
+        elif name in activations.BOUNDS:
+            met = [self._follow.look(value) for value in args]
+            is_learnt = any(isinstance(item, Weight) and item.parameter for item in met)
+            if is_learnt and any(isinstance(item, Flow) and item.axis_from for item in met):
+                self._meter.skip(
+                    f"aten.{name}", "bounds a layer's output by a weight, as an activation may; not measured"
+                )
 
     def _move(self, args: tuple[Any, ...]) -> None:
         """Follow a mark of a program to where it stands now."""

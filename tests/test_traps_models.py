@@ -216,6 +216,19 @@ def test_a_relu_of_several_operators_is_said_not_to_be_measured(
     assert keys(diagnosis) == ["act"]
 
 
+@pytest.mark.parametrize("bound", [torch.maximum, torch.clamp, torch.clamp_min])
+def test_a_threshold_that_is_learnt_is_said_not_to_be_measured(bound: Callable[..., Tensor]) -> None:
+    """The thresholded linear unit of Singh and Krishnan (2020, arXiv 1911.09737)."""
+    model = Call(lambda m, x: m.act(bound(m.fc(x), m.threshold.weight[0])), fc=linear(), act=nn.ReLU())
+    model.threshold = nn.Embedding(1, 4)
+
+    diagnosis = deadcheck.scan(model, uniform(N, 4))
+
+    assert keys(diagnosis) == ["act"]
+    (item,) = (item for item in diagnosis.measurement.skipped if item.what != "Embedding")
+    assert item.reason == "bounds a layer's output by a weight, as an activation may; not measured"
+
+
 @pytest.mark.parametrize(
     ("function", "inner", "operator"),
     [
@@ -307,6 +320,20 @@ def test_a_bound_whose_axis_the_user_names_is_measured(pattern: str) -> None:
     diagnosis = deadcheck.scan(model, uniform(N, 4), units={pattern: 1})
 
     assert keys(diagnosis) == [":clamp#1", "act"]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, N])
+def test_an_instance_norm_keeps_the_samples(channels: int, batch_size: int) -> None:
+    """torch normalises samples times channels at once, which is samples alone where the image is grey."""
+    layers = OrderedDict(norm=nn.InstanceNorm2d(channels), own=nn.ReLU(), conv=nn.Conv2d(channels, 4, 1), act=nn.ReLU())
+
+    diagnosis = deadcheck.scan(nn.Sequential(layers), uniform(N, channels, 3, 3), batch_size=batch_size)
+
+    assert keys(diagnosis) == ["own", "act"]
+    assert [site.units for site in diagnosis] == [channels, 4]
+    assert [site.stats.samples for site in diagnosis] == [N, N]
+    assert not diagnosis.measurement.warnings
 
 
 def test_attention_scores_are_no_units() -> None:
