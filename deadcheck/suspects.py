@@ -28,13 +28,13 @@ class Suspects:
         elif name == "abs":
             self._note(output, "abs", args[0])
         elif name in _CURVES:
-            self.curve(args[0], output)
+            self._note(output, "exponential" if name == "exp" else "curve", self._source(args[0]))
         elif name in _COMPLETES and _COMPLETES[name](self, args):
             return f"aten.{name}"
         elif name in _KEEPS or name in _SCALES:
             self._pass_on(args, output)
-            if name in _ADDS and (made := self._of(output)) is not None and made[0] == "curve" and _is_number(args[1]):
-                self._note(output, "raised", made[1])
+            if name in _ADDS and self._has_kind(output, "exponential") and _is_number(args[1]):
+                self._note(output, "raised", self._source(output))
         return None
 
     def curve(self, source: Tensor, output: Tensor) -> None:
@@ -103,11 +103,15 @@ class Suspects:
         return any(self._is(scaled, "straight", plain) for scaled, plain in (args[:2], args[1::-1]))
 
     def _softplus(self, args: tuple[Any, ...]) -> bool:
-        return (made := self._of(args[0])) is not None and made[0] == "curve"
+        return self._has_kind(args[0], "exponential")
 
     def _of_raised(self, args: tuple[Any, ...]) -> bool:
         """As 1 / (1 + exp(-x)), or log(1 + exp(x))."""
-        return (made := self._of(args[0])) is not None and made[0] == "raised"
+        return self._has_kind(args[0], "raised")
+
+    def _has_kind(self, value: Any, kind: str) -> bool:
+        made = self._of(value)
+        return made is not None and made[0] == kind
 
     def _fill(self, args: tuple[Any, ...]) -> bool:
         return self._is(args[1], "sign", args[0]) and _is_zero(args[2])
@@ -119,7 +123,7 @@ class Suspects:
         return any(map(_is_zero, args[:2]))
 
 
-_BENT = ("curve", "raised")
+_BENT = ("curve", "exponential", "raised")
 _KINDS = ("straight", "sign", "abs", *_BENT)
 
 _COMPLETES = {

@@ -275,6 +275,7 @@ def test_a_model_with_hand_written_activations_alone_has_nothing_to_judge() -> N
         lambda x: x * torch.arange(4).sin() + x.flip(1) * torch.arange(4).cos(),
         lambda x: x + torch.randn_like(x) * torch.exp(0.5 * x),
         lambda x: x / torch.exp(x.flip(1)),
+        lambda x: 1 / (2 + torch.erf(x)),
         lambda x: x.flip(1) * (1 / torch.exp(x)),
         lambda x: torch.log(torch.exp(x).sum(1, keepdim=True)) - x,
         lambda x: torch.log1p(x.abs()),
