@@ -51,6 +51,13 @@ class Activation:
     high: float = _INF
     """The slope is below ``EPSILON`` for inputs at or above this."""
 
+    @property
+    def is_positive(self) -> bool:
+        """Whether no output is below 0."""
+        return (self.family in _RECTIFIES and self.low == 0) or self.name in ("sigmoid", "hardsigmoid", "softplus")
+
+
+_RECTIFIES = (Family.RECTIFIER, Family.CLIPPED)
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]

@@ -133,4 +133,5 @@ class Locator:
 
 def _single_axis(flow: Flow, rank: int) -> int:
     """Return the axis of a site with one unit, which no atom marks."""
-    return 1 if flow.axis_from is not None and flow.axis_from.startswith("conv") and rank > 2 else max(rank - 1, 0)
+    is_second = flow.axis_from is not None and flow.axis_from.startswith(("conv", "norm"))
+    return 1 if is_second and rank > 2 else max(rank - 1, 0)

@@ -443,8 +443,8 @@ class Probe:
             self._meter.skip(f"aten.{name}", reason)
         elif name in activations.BOUNDS:
             met = [self._follow.look(value) for value in args]
-            is_learnt = any(isinstance(item, Weight) and item.parameter for item in met)
-            if is_learnt and any(isinstance(item, Flow) and item.axis_from for item in met):
+            has_units = any(isinstance(item, Flow) and item.axis_from for item in met)
+            if has_units and any(map(self._is_learnt, args)):
                 self._meter.skip(
                     f"aten.{name}", "bounds a layer's output by a weight, as an activation may; not measured"
                 )
@@ -467,6 +467,10 @@ class Probe:
         with as_called(), self._mode:
             return run(*args, **kwargs)
 
+    def _is_learnt(self, value: Any) -> bool:
+        known = self._follow.look(value)
+        return isinstance(known, Weight) and known.parameter
+
     def _input(self, name: str, args: tuple[Any, ...]) -> Tensor | None:
         """Return the values that an activation works on; None where it works on none that depend on the data."""
         z = args[0]
@@ -479,9 +483,15 @@ class Probe:
             self._meter.skip(name, "bounds integers, as an index; not taken for an activation")
             return None
         known = self._follow.look(z)
+        if name in activations.BOUNDS and any(self._is_learnt(value) for value in args if value is not z):
+            return None  # a threshold that is learnt, and may be 0 now
         is_bound = name in activations.BOUNDS and not self._meter.locator.is_chosen(self._where.path, name)
-        if is_bound and isinstance(known, Flow) and known.axes is not None and known.axis_from is None:
+        is_of_no_layer = known is None or (isinstance(known, Flow) and known.axes is not None and not known.axis_from)
+        if is_bound and is_of_no_layer:
             self._meter.skip(name, "bounds values that are no units of a layer; not taken for an activation")
+            return None
+        if is_bound and isinstance(known, Flow) and self._roster.are_positive(known.feeds):
+            self._meter.skip(name, "bounds what another activation gave, which is not negative; no activation itself")
             return None
         if isinstance(known, Weight):
             self._meter.skip(name, "works on weights or constants alone, the same for every sample")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -108,6 +108,11 @@ class Roster:
         record.places.add(place)
         self._met(record, flow)
         return record
+
+    def are_positive(self, feeds: Sequence[Feed]) -> bool:
+        """Tell whether nothing feeds a value but activations whose outputs are not negative."""
+        positive = {record.weight for record in self if record.activation.is_positive}
+        return bool(feeds) and all(feed.weight in positive for feed in feeds)
 
     def meet(self, record: SiteRecord, flow: Flow, place: int) -> None:
         """Note a call that is known to be of this site."""

@@ -217,10 +217,12 @@ def test_a_relu_of_several_operators_is_said_not_to_be_measured(
 
 
 @pytest.mark.parametrize("bound", [torch.maximum, torch.clamp, torch.clamp_min])
-def test_a_threshold_that_is_learnt_is_said_not_to_be_measured(bound: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("start", [-1.0, 0.0])
+def test_a_threshold_that_is_learnt_is_said_not_to_be_measured(bound: Callable[..., Tensor], start: float) -> None:
     """The thresholded linear unit of Singh and Krishnan (2020, arXiv 1911.09737)."""
     model = Call(lambda m, x: m.act(bound(m.fc(x), m.threshold.weight[0])), fc=linear(), act=nn.ReLU())
     model.threshold = nn.Embedding(1, 4)
+    nn.init.constant_(model.threshold.weight, start)
 
     diagnosis = deadcheck.scan(model, uniform(N, 4))
 
@@ -297,21 +299,50 @@ BOOKKEEPING = [
     lambda m, x: (x[:, 2:] - x[:, :2]).clamp(min=0).prod(1, keepdim=True),  # areas of boxes
     lambda m, x: torch.cdist(m.gate(x), m.gate(x)).clamp_min(0).mean(1, keepdim=True),
     lambda m, x: torch.maximum(x.sum(1, keepdim=True), torch.zeros(())),
+    lambda m, x: torch.ones(len(x), 4).clamp(0, 1),  # a mask that nobody gave
 ]
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("function", BOOKKEEPING)
-def test_bounds_of_what_no_layer_made_are_listed(function: Callable[..., Tensor]) -> None:
+def test_bounds_of_what_no_layer_made_are_listed(function: Callable[..., Tensor], batch_size: int) -> None:
     model = Call(
         lambda m, x: m.act(m.fc(x) + 0 * m.gate(x)) * function(m, x)[:, :1], gate=linear(), fc=linear(), act=nn.ReLU()
     )
 
-    diagnosis = deadcheck.scan(model, uniform(N, 4))
+    diagnosis = deadcheck.scan(model, uniform(N, 4), batch_size=batch_size)
 
     assert keys(diagnosis) == ["act"]
     (item,) = diagnosis.measurement.skipped
     assert item.reason == "bounds values that are no units of a layer; not taken for an activation"
     assert not diagnosis.measurement.warnings
+
+
+@pytest.mark.parametrize("first", [torch.sigmoid, F.softplus, F.relu, F.relu6, F.hardsigmoid])
+@pytest.mark.parametrize("bound", [lambda x: x.clamp(0, 1), lambda x: x.clamp(min=0), lambda x: x[:, :2].clamp_min(0)])
+def test_a_bound_of_what_is_not_negative_is_no_activation(
+    first: Callable[[Tensor], Tensor], bound: Callable[[Tensor], Tensor]
+) -> None:
+    """As in ``inverse_sigmoid`` of detection decoders, and the limits of time steps in Mamba."""
+    diagnosis = deadcheck.scan(Then(lambda x: bound(first(x))), uniform(N, 4))
+
+    assert len(diagnosis.sites) == 1
+    (item,) = diagnosis.measurement.skipped
+    assert item.reason == "bounds what another activation gave, which is not negative; no activation itself"
+
+
+@pytest.mark.parametrize("first", [torch.tanh, F.silu, F.leaky_relu])
+def test_a_bound_of_what_may_be_negative_is_measured(first: Callable[[Tensor], Tensor]) -> None:
+    diagnosis = deadcheck.scan(Then(lambda x: first(x).clamp(min=0)), uniform(N, 4))
+
+    assert keys(diagnosis)[1] == ":clamp#1"
+
+
+@pytest.mark.parametrize(("norm", "axis"), [(nn.InstanceNorm2d(1), 1), (nn.BatchNorm2d(1), 1), (nn.LayerNorm(5), 3)])
+def test_the_axis_of_a_norm_with_one_channel(norm: nn.Module, axis: int) -> None:
+    (site,) = deadcheck.scan(nn.Sequential(norm, nn.ReLU()), uniform(8, 1, 4, 5)).sites
+
+    assert (site.stats.site.axis, site.units) == (axis, 5 if axis == 3 else 1)
 
 
 @pytest.mark.parametrize("pattern", ["", "*", ":clamp#1", ":clamp"])
