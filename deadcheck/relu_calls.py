@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deadcheck.activations import OPERATORS, Activation
+from deadcheck.activations import BOUNDS, OPERATORS, Activation
 from deadcheck.callsites import codes_in, functions_of, unwrapped
 from deadcheck.sites import Family
 
@@ -24,6 +24,8 @@ class ReluCall:
     input: Tensor
     inplace: bool
     ceiling: float | None = None
+    is_bound: bool = False
+    """Whether it may as well bound what no layer made, so that a patch changes it only where a site names it."""
 
 
 _NAMES = {
@@ -79,10 +81,11 @@ def relu_call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, cl
     if activation is None or activation.on != 0 or not _keeps_type(name, x, args, kwargs):
         return None
     inplace = name.endswith("_") or bool(_argument(args, kwargs, _INPLACE_AT.get(name), "inplace"))
+    is_bound = name in BOUNDS
     if activation.family is Family.RECTIFIER:
-        return ReluCall(x, inplace)
+        return ReluCall(x, inplace, is_bound=is_bound)
     if clipped and activation.family is Family.CLIPPED:
-        return ReluCall(x, inplace, activation.high)
+        return ReluCall(x, inplace, activation.high, is_bound)
     return None
 
 

@@ -168,7 +168,7 @@ class _Everywhere(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = relu_call(func, args, kwargs or {}, clipped=self.group.clipped)
-        if call is None or (not torch.compiler.is_compiling() and _keeps_gradient(sys._getframe(1))):
+        if call is None or call.is_bound or (not torch.compiler.is_compiling() and _keeps_gradient(sys._getframe(1))):
             return func(*args, **(kwargs or {}))
         assert self.group.everywhere is not None
         assert self.group.plain is not None
@@ -201,7 +201,7 @@ class _Located(TorchFunctionMode):
         call = relu_call(func, args, kwargs or {}, clipped=self.group.clipped)
         if call is None or _keeps_gradient(sys._getframe(1)):
             return func(*args, **(kwargs or {}))
-        rule = self._rule(sys._getframe(1)) or self.group.everywhere
+        rule = self._rule(sys._getframe(1)) or (None if call.is_bound else self.group.everywhere)
         if rule is None:
             return func(*args, **(kwargs or {}))
         return self.group.stand_in(rule, call.ceiling)(call.input, call.inplace)

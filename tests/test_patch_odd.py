@@ -198,7 +198,28 @@ class Layers(Odd):
         return self.last(x, y)  # type: ignore[no-any-return]
 
 
+class Bounded(Odd):
+    """Areas of boxes and distances beside ReLUs, one of which is spelled as a bound: those stay as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        areas = (x[:, 1:3] - x[:, :2]).clamp(min=0).prod(1, keepdim=True)
+        if self.leaks:
+            return leaky(self.b(leaky(self.a(x)))) + areas
+        return self.b(F.relu(self.a(x))).clamp(min=0) + areas
+
+
+class BoundedOutside(Odd):
+    """The same where the ReLU is a module, and no call is named."""
+
+    def build(self) -> None:
+        self.relu = self.module(nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.relu(self.a(x))) + (x[:, 1:3] - x[:, :2]).clamp(min=0).prod(1, keepdim=True)
+
+
 KINDS: tuple[type[Odd], ...] = (
+    Bounded, BoundedOutside,
     Subclassed, Held, Kept, Reparametrised, Hooked, Spread, Mapped, Traced, Typed, Half, Brain, Layers,
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deadcheck.activations import BOUNDS
 from deadcheck.callsites import found_again
 from deadcheck.errors import PatchError
 from deadcheck.module_tree import held_in
@@ -312,7 +313,8 @@ class _Tree:
         group, told = self._group, set(self._group.modules)
         if any(isinstance(rule, Turns) for rules in group.modules.values() for rule in rules.values()):
             told.add("")  # turns are counted from where the model is called
-        if all(rule == group.everywhere for rules in group.modules.values() for rule in rules.values()):
+        is_alike = all(rule == group.everywhere for rules in group.modules.values() for rule in rules.values())
+        if is_alike and not any(change.activation in BOUNDS for change in self.plan.sites):
             group.modules.clear()  # every call is treated alike, so none need be told apart
         for path, module in list(self.model.named_modules()):
             if path in told or (group.everywhere is not None and mentions_relu(module)):
