@@ -322,7 +322,7 @@ def _untold(call: Call) -> Result | None:
 
 
 def _forgets(call: Call) -> Result | None:
-    """Outputs that are made anew and carry nothing of their inputs."""
+    """Outputs that are made anew and carry nothing of their inputs; what had nothing of the data stays so."""
     flow = call.flow(0)
     return [flow if flow is not None and flow.is_blank else None] * len(call.outputs)
 

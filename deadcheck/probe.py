@@ -491,7 +491,8 @@ class Probe:
             self._meter.skip(name, "bounds values that are no units of a layer; not taken for an activation")
             return None
         if is_bound and isinstance(known, Flow) and self._roster.are_positive(known.feeds):
-            self._meter.skip(name, "bounds what another activation gave, which is not negative; no activation itself")
+            reason = "bounds what other activations gave, with no layer between; not taken for an activation"
+            self._meter.skip(name, reason)
             return None
         if isinstance(known, Weight):
             self._meter.skip(name, "works on weights or constants alone, the same for every sample")

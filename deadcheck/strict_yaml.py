@@ -56,11 +56,17 @@ def yaml_root(path: Path) -> yaml.Node | None:
 
 def toml_table(path: Path) -> Any:
     """Return the table ``tool.deadcheck`` of a TOML file; None when there is none."""
+    return _toml(path)[1]
+
+
+def _toml(path: Path) -> tuple[dict[str, Any], Any]:
+    """Return a TOML file whole, and its table ``tool.deadcheck`` or None."""
     try:
-        return tomllib.loads(read_text(path)).get("tool", {}).get("deadcheck")
+        document = tomllib.loads(read_text(path))
+        return document, document.get("tool", {}).get("deadcheck")
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
-    except (ValueError, AttributeError) as error:  # a number may be too long for Python
+    except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {brief(str(error))}; correct the file") from error
 
 
@@ -69,13 +75,15 @@ def toml_root(path: Path) -> yaml.Node:
 
     ConfigError for a pyproject.toml without the table, which holds settings of others alone.
     """
-    table = toml_table(path)
+    document, table = _toml(path)
     if table is None and path.name == "pyproject.toml":
         raise ConfigError(f"{path}: holds no table [tool.deadcheck]; add it, or name the file that holds the settings")
     try:
-        return yaml.SafeDumper(io.StringIO()).represent_data(tomllib.loads(read_text(path)) if table is None else table)
-    except (RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: holds what no setting is ({brief(str(error))}); correct the file") from error
+        return yaml.SafeDumper(io.StringIO()).represent_data(document if table is None else table)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a configuration has a few levels") from error
+    except (ValueError, yaml.YAMLError) as error:  # a number may be too long for Python
+        raise ConfigError(f"{path}: not valid TOML: {brief(str(error))}; correct the file") from error
 
 
 def line_of(node: yaml.Node) -> int | None:

@@ -616,6 +616,16 @@ def test_paths_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert config.models[1].path == "/abs/net.pt"
 
 
+@pytest.mark.parametrize("name", ["threads", "workers"])
+def test_more_threads_than_any_machine_has_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "deadcheck.yaml").write_text(f"scan: {{{name}: 1024}}\n")
+    assert getattr(load_config(tmp_path / "deadcheck.yaml").scan, name) == 1024
+
+    (tmp_path / "deadcheck.yaml").write_text(f"scan: {{{name}: 1025}}\n")
+    with pytest.raises(ConfigError, match=f"scan.{name}: 1025 is more than 1024, the most that is taken"):
+        load_config(tmp_path / "deadcheck.yaml")
+
+
 # pyproject.toml.
 
 
@@ -643,6 +653,7 @@ def test_a_project_may_hold_the_settings(tmp_path: Path, monkeypatch: pytest.Mon
         ("[tool.deadcheck\n", "not valid TOML"),
         ("tool.deadcheck = 3", "the file must hold names and values"),
         ("tool = 'tool.deadcheck'", "not valid TOML"),
+        (f"[tool.deadcheck.scan]\nseed = 0x{'f' * 5000}", "not valid TOML"),
     ],
 )
 def test_faults_of_a_project_file(tmp_path: Path, text: str, words: str) -> None:

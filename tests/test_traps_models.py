@@ -328,7 +328,7 @@ def test_a_bound_of_what_is_not_negative_is_no_activation(
 
     assert len(diagnosis.sites) == 1
     (item,) = diagnosis.measurement.skipped
-    assert item.reason == "bounds what another activation gave, which is not negative; no activation itself"
+    assert item.reason == "bounds what other activations gave, with no layer between; not taken for an activation"
 
 
 @pytest.mark.parametrize("first", [torch.tanh, F.silu, F.leaky_relu])

@@ -174,7 +174,6 @@ def _slope(text: str, kind: Kind) -> float:
 
 
 def _tolerance(wish: Wish) -> float | None:
-
     if wish.alpha != "auto":
         if wish.tolerance is not None:
             raise UsageError("--tolerance is how far --alpha auto may move the outputs; add --alpha auto")
